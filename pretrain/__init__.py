@@ -1,0 +1,1 @@
+"""Pretraining: config, data stream, models, parallelism, checkpoints and the training loop."""

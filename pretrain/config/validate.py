@@ -1,0 +1,102 @@
+"""Checks that span sections; each problem is one sentence that names the keys and what to do."""
+
+from __future__ import annotations
+
+from pretrain.config.deepspeed import contradictions
+from pretrain.config.derive import data_parallel_size, padded_vocab_size
+from pretrain.config.schema import RunConfig
+
+
+def layout_problem(zero_stage: int, tensor_model_parallel_size: int, precision: str) -> str | None:
+    """Why this combination is refused, or None when it is allowed.
+
+    Allowed: ZeRO 1, 2, 3 at any TP and precision; ZeRO 0 in fp32 at any TP. Refused: ZeRO 0 in low precision,
+    where DeepSpeed 0.19.8 drops the gradients of tensor ranks > 0 from the norm (TP > 1) and cannot accumulate
+    gradients in fp32 (bf16). ZeRO 1 computes the same numbers with less memory.
+    """
+    if zero_stage == 0 and precision != "fp32":
+        return (
+            f"parallel.zero_stage: 0 with precision: {precision} is not allowed (DeepSpeed's stage-0 optimizer "
+            "clips by a wrong gradient norm under tensor parallelism and accumulates in low precision); "
+            "use zero_stage: 1, which computes the same with less memory"
+        )
+    return None
+
+
+def problems_of(config: RunConfig, world_size: int | None = None) -> list[str]:
+    """Every contradiction between sections; with `world_size` also those with the number of ranks."""
+    problems = _model_problems(config) + _schedule_problems(config) + _corpora_problems(config)
+    layout = config.parallel
+    refused = layout_problem(layout.zero_stage, layout.tensor_model_parallel_size, config.precision)
+    if refused:
+        problems.append(refused)
+    problems += _batch_problems(config, world_size)
+    if world_size is not None and not problems:
+        problems += contradictions(config, world_size)
+    return problems
+
+
+def _model_problems(config: RunConfig) -> list[str]:
+    model, tp = config.model, config.parallel.tensor_model_parallel_size
+    problems = []
+    if model.hidden_size % model.num_attention_heads:
+        problems.append(
+            f"model.hidden_size: {model.hidden_size} is not a multiple of "
+            f"model.num_attention_heads: {model.num_attention_heads}"
+        )
+    for key, value in (
+        ("model.num_attention_heads", model.num_attention_heads),
+        ("model.ffn_hidden_size", model.ffn_hidden_size),
+        ("the padded vocabulary", padded_vocab_size(model)),
+    ):
+        if value % tp:
+            problems.append(f"parallel.tensor_model_parallel_size: {tp} does not divide {key}: {value}")
+    if config.batch.seq_length > model.max_position_embeddings:
+        problems.append(
+            f"batch.seq_length: {config.batch.seq_length} is longer than "
+            f"model.max_position_embeddings: {model.max_position_embeddings}"
+        )
+    if model.kind == "bert" and config.batch.seq_length < 8:
+        problems.append(f"batch.seq_length: {config.batch.seq_length} is too short for BERT's sentence pairs (8 at least)")
+    return problems
+
+
+def _schedule_problems(config: RunConfig) -> list[str]:
+    schedule, steps = config.schedule, config.training.train_steps
+    problems = []
+    if schedule.lr_warmup_steps > steps:
+        problems.append(f"schedule.lr_warmup_steps: {schedule.lr_warmup_steps} exceeds training.train_steps: {steps}")
+    if schedule.kind == "wsd" and not 0 < schedule.wsd_decay_steps <= steps - schedule.lr_warmup_steps:
+        problems.append(
+            f"schedule.wsd_decay_steps: {schedule.wsd_decay_steps} must be between 1 and train_steps - "
+            f"lr_warmup_steps = {steps - schedule.lr_warmup_steps}"
+        )
+    if config.optimizer.min_lr > config.optimizer.lr:
+        problems.append(f"optimizer.min_lr: {config.optimizer.min_lr} exceeds optimizer.lr: {config.optimizer.lr}")
+    return problems
+
+
+def _corpora_problems(config: RunConfig) -> list[str]:
+    names = [corpus.name for corpus in config.data.corpora]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    return [f"data.corpora: the name {name!r} is used twice; give each corpus its own" for name in twice]
+
+
+def _batch_problems(config: RunConfig, world_size: int | None) -> list[str]:
+    batch, tp = config.batch, config.parallel.tensor_model_parallel_size
+    if world_size is None:
+        if batch.global_batch_size % batch.micro_batch_size:
+            return [
+                f"batch.global_batch_size: {batch.global_batch_size} is not a multiple of "
+                f"batch.micro_batch_size: {batch.micro_batch_size}"
+            ]
+        return []
+    if world_size % tp:
+        return [f"parallel.tensor_model_parallel_size: {tp} does not divide the number of ranks: {world_size}"]
+    dp = data_parallel_size(config, world_size)
+    if batch.global_batch_size % (batch.micro_batch_size * dp):
+        return [
+            f"batch.global_batch_size: {batch.global_batch_size} is not a multiple of batch.micro_batch_size x "
+            f"data-parallel size = {batch.micro_batch_size} x {dp} ({world_size} ranks / TP {tp})"
+        ]
+    return []
