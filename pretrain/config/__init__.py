@@ -2,6 +2,6 @@
 
 from pretrain.config.errors import ConfigError
 from pretrain.config.load import dump_yaml, load_config
-from pretrain.config.schema import RunConfig
+from pretrain.config.schema import JobConfig, RunConfig
 
-__all__ = ["ConfigError", "RunConfig", "dump_yaml", "load_config"]
+__all__ = ["ConfigError", "JobConfig", "RunConfig", "dump_yaml", "load_config"]

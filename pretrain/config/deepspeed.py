@@ -1,32 +1,28 @@
-"""The DeepSpeed configuration, generated from a run configuration; never written by hand."""
+"""The DeepSpeed configuration, generated from a job configuration; never written by hand."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from pretrain.config.derive import gradient_accumulation_steps
-from pretrain.config.schema import RunConfig
+from pretrain.config.schema import JobConfig
 
 
-def generated_keys(config: RunConfig, world_size: int) -> dict[str, Any]:
+def generated_keys(config: JobConfig, world_size: int) -> dict[str, Any]:
     """The keys that Headwater decides.
 
-    Gradient clipping stays at DeepSpeed's (it knows the ZeRO partitions); `optimizer` and `scheduler` are
-    absent because we hand DeepSpeed our own objects.
+    `optimizer` and `scheduler` are absent because we hand DeepSpeed our own objects. Stages 1 to 3 clip inside DeepSpeed,
+    which knows the partitions; stage 0 clips in `pretrain.parallel.zero`.
     """
     stage = config.parallel.zero_stage
     zero: dict[str, Any] = {"stage": stage}
     if stage in (1, 2):
         zero["overlap_comm"] = False
-    if stage == 3:
-        # Gather and split at our parameter sizes; small parameters stay whole on every rank otherwise,
-        # which would make their optimizer state depend on the data-parallel size.
-        zero["stage3_param_persistence_threshold"] = 0
     keys: dict[str, Any] = {
         "train_batch_size": config.batch.global_batch_size,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": gradient_accumulation_steps(config, world_size),
-        "gradient_clipping": config.optimizer.clip_grad,
+        "gradient_clipping": config.optimizer.clip_grad if stage else 0.0,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
@@ -41,7 +37,7 @@ def generated_keys(config: RunConfig, world_size: int) -> dict[str, Any]:
     return keys
 
 
-def contradictions(config: RunConfig, world_size: int) -> list[str]:
+def contradictions(config: JobConfig, world_size: int) -> list[str]:
     """Keys of the `deepspeed:` section that disagree with what is generated, one sentence each."""
     problems: list[str] = []
     _compare(config.deepspeed, generated_keys(config, world_size), "deepspeed", problems)
@@ -54,7 +50,7 @@ def contradictions(config: RunConfig, world_size: int) -> list[str]:
     return problems
 
 
-def deepspeed_config(config: RunConfig, world_size: int) -> dict[str, Any]:
+def deepspeed_config(config: JobConfig, world_size: int) -> dict[str, Any]:
     """What `deepspeed.initialize` gets: the generated keys with the `deepspeed:` section merged in."""
     return _merged(generated_keys(config, world_size), config.deepspeed)
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 
-from pretrain.config.schema import ModelSection, RunConfig
+from pretrain.config.schema import JobConfig, ModelSection
 
 VOCAB_MULTIPLE = 128
 """Embedding rows are padded to this multiple whatever the TP size, so that weights fit every layout."""
 
 
-def data_parallel_size(config: RunConfig, world_size: int) -> int:
+def data_parallel_size(config: JobConfig, world_size: int) -> int:
     """Ranks that hold the same tensor-parallel shard: world_size / tensor_model_parallel_size."""
     return world_size // config.parallel.tensor_model_parallel_size
 
 
-def gradient_accumulation_steps(config: RunConfig, world_size: int) -> int:
+def gradient_accumulation_steps(config: JobConfig, world_size: int) -> int:
     """Micro-batches that one data-parallel rank runs in one optimizer step."""
     per_pass = config.batch.micro_batch_size * data_parallel_size(config, world_size)
     return config.batch.global_batch_size // per_pass
@@ -26,7 +26,7 @@ def padded_vocab_size(model: ModelSection) -> int:
     return math.ceil(model.vocab_size / VOCAB_MULTIPLE) * VOCAB_MULTIPLE
 
 
-def tokens_per_step(config: RunConfig) -> int:
+def tokens_per_step(config: JobConfig) -> int:
     """Tokens that one optimizer step reads, over all ranks."""
     return config.batch.global_batch_size * config.batch.seq_length
 

@@ -153,21 +153,26 @@ class TrainingConfig(Section):
     """`full` recomputes each layer's activations in the backward pass to save memory."""
 
 
-class RunConfig(Section):
-    """A complete run."""
+class JobConfig(Section):
+    """What every training job has, pretraining or finetuning."""
 
     run_dir: str
     """Where config, metrics, TensorBoard files, logs and checkpoints go."""
     seed: NonNegativeInt = 1234
-    model: Annotated[GPTModelConfig | BertModelConfig, Field(discriminator="kind")]
     batch: BatchConfig
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Compute type; bf16 and fp16 keep fp32 master weights in the optimizer."""
-    data: DataConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
     training: TrainingConfig
     deepspeed: dict[str, Any] = {}
     """Extra DeepSpeed keys, merged into the generated config; a key that contradicts it is refused."""
+
+
+class RunConfig(JobConfig):
+    """A complete pretraining run."""
+
+    model: Annotated[GPTModelConfig | BertModelConfig, Field(discriminator="kind")]
+    data: DataConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pretrain.config.deepspeed import contradictions
 from pretrain.config.derive import data_parallel_size, padded_vocab_size
-from pretrain.config.schema import RunConfig
+from pretrain.config.schema import JobConfig, RunConfig
 
 
 def layout_problem(zero_stage: int, tensor_model_parallel_size: int, precision: str) -> str | None:
@@ -25,7 +25,12 @@ def layout_problem(zero_stage: int, tensor_model_parallel_size: int, precision: 
 
 def problems_of(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Every contradiction between sections; with `world_size` also those with the number of ranks."""
-    problems = _model_problems(config) + _schedule_problems(config) + _corpora_problems(config)
+    return _model_problems(config) + _corpora_problems(config) + job_problems(config, world_size)
+
+
+def job_problems(config: JobConfig, world_size: int | None = None) -> list[str]:
+    """The checks that do not look at the model or the data; finetuning shares them."""
+    problems = _schedule_problems(config)
     layout = config.parallel
     refused = layout_problem(layout.zero_stage, layout.tensor_model_parallel_size, config.precision)
     if refused:
@@ -61,7 +66,7 @@ def _model_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _schedule_problems(config: RunConfig) -> list[str]:
+def _schedule_problems(config: JobConfig) -> list[str]:
     schedule, steps = config.schedule, config.training.train_steps
     problems = []
     if schedule.lr_warmup_steps > steps:
@@ -82,7 +87,7 @@ def _corpora_problems(config: RunConfig) -> list[str]:
     return [f"data.corpora: the name {name!r} is used twice; give each corpus its own" for name in twice]
 
 
-def _batch_problems(config: RunConfig, world_size: int | None) -> list[str]:
+def _batch_problems(config: JobConfig, world_size: int | None) -> list[str]:
     batch, tp = config.batch, config.parallel.tensor_model_parallel_size
     if world_size is None:
         if batch.global_batch_size % batch.micro_batch_size:

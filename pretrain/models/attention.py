@@ -1,0 +1,59 @@
+"""Core attention on torch's scaled_dot_product_attention, in the place of megatron-core's own (which needs CUDA)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+class SdpaCoreAttention(torch.nn.Module):
+    """softmax(Q K^T / sqrt(D)) V on this rank's heads.
+
+    Shapes: S seq_length, B micro-batch, N heads on this rank, D head size. Dropout draws from the
+    tensor-parallel stream, because each rank holds other heads.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        **_megatron: Any,
+    ) -> None:
+        super().__init__()
+        self.causal = attn_mask_type == AttnMaskType.causal
+        self.dropout = config.attention_dropout
+
+    def forward(
+        self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_megatron: Any
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query: [S, B, N, D]; key and value likewise.
+            key: see query.
+            value: see query.
+            attention_mask: [B, 1, 1, S] bool, True = may be attended to; None = all (or causal, by layer type).
+
+        Returns:
+            [S, B, N * D], contiguous.
+        """
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, S, D]
+        dropout = self.dropout if self.training else 0.0
+        if dropout > 0.0:
+            with get_cuda_rng_tracker().fork():
+                context = self._attend(q, k, v, attention_mask, dropout)
+        else:
+            context = self._attend(q, k, v, attention_mask, 0.0)
+        seq_length, batch = query.shape[:2]
+        return context.permute(2, 0, 1, 3).reshape(seq_length, batch, -1)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=self.causal)

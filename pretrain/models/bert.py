@@ -1,0 +1,206 @@
+"""BERT (Devlin et al., 2019) composed from megatron-core's parallel parts.
+
+Legend: B micro_batch_size, S seq_length, H hidden_size, M masked positions in the micro-batch, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.utils import init_method_normal
+from torch import Tensor, nn
+
+from pretrain.config.derive import padded_vocab_size
+from pretrain.config.schema import BertModelConfig
+from pretrain.models.transformer import mlp_parts, self_attention_parts, transformer_config
+from pretrain.models.vocabulary import vocabulary_loss
+
+
+class BertEmbeddings(nn.Module):
+    """Token + position + segment embeddings, normalised (post-norm only) and dropped out."""
+
+    def __init__(self, model: BertModelConfig, config: TransformerConfig) -> None:
+        super().__init__()
+        self.word_embeddings = tensor_parallel.VocabParallelEmbedding(
+            padded_vocab_size(model), model.hidden_size, init_method=config.init_method, config=config
+        )
+        self.position_embeddings = _embedding(model.max_position_embeddings, model)
+        self.token_type_embeddings = _embedding(2, model)
+        post = model.norm_position == "post"
+        self.norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon) if post else nn.Identity()
+        self.dropout = nn.Dropout(model.hidden_dropout)
+
+    def forward(self, tokens: Tensor, token_types: Tensor) -> Tensor:
+        """[B, S] ids and segments to [S, B, H] activations."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        summed = self.word_embeddings(tokens) + self.position_embeddings(positions) + self.token_type_embeddings(token_types)
+        hidden: Tensor = self.dropout(self.norm(summed)).transpose(0, 1).contiguous()
+        return hidden
+
+
+class BertLayer(nn.Module):
+    """Attention and MLP, each with a residual; the norm stands behind (post) or before (pre) each block."""
+
+    def __init__(self, model: BertModelConfig, config: TransformerConfig, layer_number: int) -> None:
+        super().__init__()
+        self.post_norm = model.norm_position == "post"
+        self.attention = SelfAttention(
+            config, self_attention_parts(), layer_number=layer_number, attn_mask_type=AttnMaskType.padding
+        )
+        self.attention_norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
+        self.mlp = MLP(config, mlp_parts(), ffn_hidden_size=model.ffn_hidden_size)
+        self.mlp_norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
+        self.dropout = nn.Dropout(model.hidden_dropout)
+
+    def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        """[S, B, H] to [S, B, H]; attention_mask as in SdpaCoreAttention."""
+        if self.post_norm:
+            hidden = self.attention_norm(hidden + self._attend(hidden, attention_mask))
+            return self.mlp_norm(hidden + self._feed_forward(hidden))
+        hidden = hidden + self._attend(self.attention_norm(hidden), attention_mask)
+        return hidden + self._feed_forward(self.mlp_norm(hidden))
+
+    def _attend(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
+        output, bias = self.attention(hidden, attention_mask)
+        dropped: Tensor = self.dropout(output + bias)
+        return dropped
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        output, bias = self.mlp(hidden)
+        dropped: Tensor = self.dropout(output + bias)
+        return dropped
+
+
+class BertEncoder(nn.Module):
+    """Embeddings, layers and pooler: what pretraining and finetuning share."""
+
+    def __init__(self, model: BertModelConfig, *, recompute: str = "none", **layout: Any) -> None:
+        super().__init__()
+        self.model_config = model
+        self.recompute = recompute == "full"
+        extra = {"activation_func": F.gelu}
+        if model.norm_position == "post":  # the paper's initialisation; pre-norm scales output layers by depth
+            extra["output_layer_init_method"] = init_method_normal(model.init_std)
+        self.config = transformer_config(model, recompute="none", **layout, **extra)
+        self.embeddings = BertEmbeddings(model, self.config)
+        self.layers = nn.ModuleList(BertLayer(model, self.config, number + 1) for number in range(model.num_layers))
+        pre = model.norm_position == "pre"
+        self.final_norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon) if pre else nn.Identity()
+        self.pooler = linear(model.hidden_size, model.hidden_size, model.init_std)
+
+    def forward(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode.
+
+        Args:
+            tokens: [B, S] int64.
+            token_types: [B, S] int64, segment 0 or 1.
+            padding_mask: [B, S] bool, True = a real token.
+
+        Returns:
+            [S, B, H] hidden states and [B, H] pooled first token (dense + tanh).
+        """
+        attention_mask = padding_mask[:, None, None, :]
+        hidden = self.embeddings(tokens, token_types)
+        for layer in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                hidden = tensor_parallel.checkpoint(layer, False, hidden, attention_mask)
+            else:
+                hidden = layer(hidden, attention_mask)
+        hidden = self.final_norm(hidden)
+        return hidden, torch.tanh(self.pooler(hidden[0]))
+
+
+class BertMaskedLMHead(nn.Module):
+    """Transform, then project on the tied word embeddings, split over the vocabulary."""
+
+    def __init__(self, model: BertModelConfig, config: TransformerConfig) -> None:
+        super().__init__()
+        self.transform = linear(model.hidden_size, model.hidden_size, model.init_std)
+        self.norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
+        self.output = tensor_parallel.ColumnParallelLinear(
+            model.hidden_size,
+            padded_vocab_size(model),
+            config=config,
+            init_method=config.init_method,
+            bias=True,
+            skip_weight_param_allocation=True,
+        )
+
+    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
+        """[M, H] hidden states to [M, V / TP] logits."""
+        logits, _ = self.output(self.norm(F.gelu(self.transform(hidden))), weight=word_embeddings)
+        return logits
+
+
+class BertForPreTraining(nn.Module):
+    """Masked-LM loss + nsp_weight x next-sentence loss."""
+
+    def __init__(self, model: BertModelConfig, **layout: Any) -> None:
+        super().__init__()
+        self.model_config = model
+        self.encoder = BertEncoder(model, **layout)
+        self.mlm_head = BertMaskedLMHead(model, self.encoder.config)
+        self.nsp_head = linear(model.hidden_size, 2, model.init_std)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        token_types: Tensor,
+        padding_mask: Tensor,
+        masked_positions: Tensor | None = None,
+        masked_labels: Tensor | None = None,
+        next_sentence_labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Encode and, with labels, compute both losses.
+
+        Args:
+            tokens: [B, S] int64, masked.
+            token_types: [B, S] int64.
+            padding_mask: [B, S] bool, True = a real token.
+            masked_positions: [M] int64 indices into the flattened [B, S]; None predicts every position.
+            masked_labels: [M] int64 original tokens.
+            next_sentence_labels: [B] int64, 0 = B follows A, 1 = random.
+
+        Returns:
+            {"mlm_loss", "nsp_loss"}: summed fp32 losses; without labels {"logits": [B, S, V / TP], "nsp_logits": [B, 2]}.
+        """
+        hidden, pooled = self.encoder(tokens, token_types, padding_mask)
+        by_sample = hidden.transpose(0, 1).reshape(-1, hidden.shape[-1])  # [B * S, H]
+        embedding = self.encoder.embeddings.word_embeddings.weight
+        nsp_logits = self.nsp_head(pooled)
+        if masked_positions is None or masked_labels is None or next_sentence_labels is None:
+            logits = self.mlm_head(by_sample, embedding)
+            return {"logits": logits.view(*tokens.shape, -1), "nsp_logits": nsp_logits}
+        logits = self.mlm_head(by_sample.index_select(0, masked_positions), embedding)
+        mlm_losses = vocabulary_loss(logits, masked_labels, self.model_config.vocab_size)
+        nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_labels, reduction="sum")
+        return {"mlm_loss": mlm_losses.sum(), "nsp_loss": nsp_loss}
+
+    def loss_weights(self) -> dict[str, float]:
+        """How the summed losses, each divided by its target count, add up to the training loss."""
+        return {"mlm_loss": 1.0, "nsp_loss": self.model_config.nsp_weight}
+
+    def target_counts(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Predicted targets in a micro-batch, per loss."""
+        return {"mlm_loss": float(batch["masked_labels"].numel()), "nsp_loss": float(batch["next_sentence_labels"].numel())}
+
+
+def linear(inputs: int, outputs: int, std: float) -> nn.Linear:
+    """A replicated linear layer, normal weights and zero bias."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.normal_(layer.weight, std=std)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _embedding(rows: int, model: BertModelConfig) -> nn.Embedding:
+    table = nn.Embedding(rows, model.hidden_size)
+    nn.init.normal_(table.weight, std=model.init_std)
+    return table

@@ -1,0 +1,64 @@
+"""GPT: megatron-core's GPTModel with our batch interface and padded-vocabulary loss.
+
+Legend: B micro_batch_size, S seq_length, V padded vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+
+from pretrain.config.derive import padded_vocab_size
+from pretrain.config.schema import GPTModelConfig
+from pretrain.models.transformer import gelu_tanh, gpt_layer_spec, transformer_config
+from pretrain.models.vocabulary import vocabulary_loss
+
+
+class GPT(GPTModel):  # type: ignore[misc]
+    """GPT-2 style decoder with tied embeddings."""
+
+    def __init__(self, model: GPTModelConfig, **layout: Any) -> None:
+        config = transformer_config(model, activation_func=gelu_tanh, **layout)
+        super().__init__(
+            config,
+            gpt_layer_spec(),
+            vocab_size=padded_vocab_size(model),
+            max_sequence_length=model.max_position_embeddings,
+            share_embeddings_and_output_weights=True,
+        )
+        self.model_config = model
+
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Predict each next token.
+
+        Args:
+            tokens: [B, S] int64.
+            labels: [B, S] int64, the token after each position; None asks for logits.
+            loss_mask: [B, S] float, weight of each position; None counts all.
+
+        Returns:
+            {"lm_loss": summed cross entropy, fp32 scalar}, or {"logits": [B, S, V / TP]} without labels.
+        """
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        if labels is None:
+            return {"logits": super().forward(tokens, positions, None)}
+        losses = super().forward(tokens, positions, None, labels=labels)
+        return {"lm_loss": (losses if loss_mask is None else losses * loss_mask).sum()}
+
+    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """[B, S] losses from [S, B, V / TP] logits; called by GPTModel."""
+        losses = vocabulary_loss(logits, labels.transpose(0, 1).contiguous(), self.model_config.vocab_size)
+        return losses.transpose(0, 1)
+
+    def loss_weights(self) -> dict[str, float]:
+        """How the summed losses, each divided by its target count, add up to the training loss."""
+        return {"lm_loss": 1.0}
+
+    def target_counts(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Predicted targets in a micro-batch, per loss."""
+        return {"lm_loss": float(batch["loss_mask"].sum())}

@@ -1,0 +1,78 @@
+"""From our model configuration to megatron-core's TransformerConfig and layer parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.attention import SelfAttentionSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+from pretrain.config.schema import ModelSection
+from pretrain.models.attention import SdpaCoreAttention
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+gelu_tanh: Callable[[Tensor], Tensor] = partial(F.gelu, approximate="tanh")
+"""The GELU of GPT-2 (Hendrycks & Gimpel, 2016, tanh form)."""
+
+
+def transformer_config(
+    model: ModelSection, *, precision: str, tensor_model_parallel_size: int, recompute: str, **extra: Any
+) -> TransformerConfig:
+    """megatron-core's configuration of one of our models.
+
+    `use_cpu_initialization` draws each full weight and slices it, which makes the initial weights independent
+    of TP. Fused gradient accumulation stays off: DeepSpeed has no `main_grad`.
+    """
+    full = recompute == "full"
+    return TransformerConfig(
+        num_layers=model.num_layers,
+        hidden_size=model.hidden_size,
+        ffn_hidden_size=model.ffn_hidden_size,
+        num_attention_heads=model.num_attention_heads,
+        hidden_dropout=model.hidden_dropout,
+        attention_dropout=model.attention_dropout,
+        layernorm_epsilon=model.layernorm_epsilon,
+        init_method_std=model.init_std,
+        params_dtype=DTYPES[precision],
+        bf16=precision == "bf16",
+        fp16=precision == "fp16",
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        use_cpu_initialization=True,
+        gradient_accumulation_fusion=False,
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        recompute_granularity="full" if full else None,
+        recompute_method="uniform" if full else None,
+        recompute_num_layers=1 if full else None,
+        **extra,
+    )
+
+
+def gpt_layer_spec() -> ModuleSpec:
+    """A pre-norm decoder layer of megatron-core's own linears with our core attention."""
+    spec = get_gpt_layer_local_spec()
+    spec.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+    return spec
+
+
+def self_attention_parts() -> SelfAttentionSubmodules:
+    """Parts of a self-attention block, for layers that we compose ourselves."""
+    return SelfAttentionSubmodules(
+        linear_qkv=ColumnParallelLinear, core_attention=SdpaCoreAttention, linear_proj=RowParallelLinear
+    )
+
+
+def mlp_parts() -> MLPSubmodules:
+    """Parts of an MLP block, for layers that we compose ourselves."""
+    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)

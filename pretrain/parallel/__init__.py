@@ -1,0 +1,1 @@
+"""Ranks: process groups, random number streams, and the DeepSpeed engine."""

@@ -1,0 +1,65 @@
+"""The one place that knows whether ranks compute on CPU or CUDA.
+
+megatron-core draws its random numbers through `torch.cuda`. On a machine without CUDA, `use_cpu_rng` puts the CPU
+generator behind the same functions, so that dropout under tensor parallelism and activation recompute
+run the code that they run on a GPU.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from megatron.core.tensor_parallel import random as megatron_random
+
+
+def compute_device() -> torch.device:
+    """The device of this rank: cuda:LOCAL_RANK, or cpu where CUDA is absent or DS_ACCELERATOR=cpu."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def backend(device: torch.device) -> str:
+    """Name of the collective backend for a device."""
+    return "nccl" if device.type == "cuda" else "gloo"
+
+
+class CpuRngTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore[misc]
+    """megatron-core's tracker of named random streams, on the CPU generator."""
+
+    def add(self, name: str, seed: int) -> None:
+        """Start (or restart) the stream `name` from `seed`."""
+        generator = torch.Generator()
+        generator.manual_seed(seed)
+        self.seeds_.add(seed)
+        self.states_[name] = generator.get_state()
+
+    @contextmanager
+    def fork(self, name: str = "model-parallel-rng") -> Iterator[None]:
+        """Draw from the stream `name` inside the block; the default stream is untouched."""
+        before = torch.get_rng_state()
+        torch.set_rng_state(self.states_[name])
+        try:
+            yield
+        finally:
+            self.states_[name] = torch.get_rng_state()
+            torch.set_rng_state(before)
+
+
+def use_cpu_rng() -> None:
+    """Let megatron-core's random functions work on the CPU generator; call once, before a model is built."""
+
+    def get_state(*_args: Any, **_kwargs: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(state: torch.Tensor, *_args: Any, **_kwargs: Any) -> None:
+        torch.set_rng_state(state)
+
+    megatron_random._get_cuda_rng_state = get_state
+    megatron_random._set_cuda_rng_state = set_state
+    megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
+    megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True

@@ -1,0 +1,84 @@
+"""Where this rank stands: tensor-parallel and data-parallel groups."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from pretrain.config.errors import ConfigError
+from pretrain.parallel.device import backend, compute_device, use_cpu_rng
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """One rank's place in the TP x DP grid; tensor-parallel ranks are neighbours."""
+
+    rank: int
+    world_size: int
+    tensor_model_parallel_size: int
+    tensor_model_parallel_rank: int
+    data_parallel_size: int
+    data_parallel_rank: int
+    device: torch.device
+    tensor_model_parallel_group: dist.ProcessGroup
+    data_parallel_group: dist.ProcessGroup
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one rank that prints and writes shared files."""
+        return self.rank == 0
+
+
+def world_size_from_environment() -> int:
+    """Ranks that the launcher started (WORLD_SIZE); 1 when started by hand."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 1800) -> Topology:
+    """Join the process group of all ranks and split it into TP x DP.
+
+    Reads RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT, as torchrun, deepspeed and
+    `headwater launch` set them; a process started by hand becomes the only rank.
+
+    Raises:
+        ConfigError: If the tensor-parallel size does not divide the number of ranks.
+    """
+    device = compute_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    else:
+        use_cpu_rng()
+    world_size = world_size_from_environment()
+    if world_size % tensor_model_parallel_size:
+        raise ConfigError(
+            f"parallel.tensor_model_parallel_size: {tensor_model_parallel_size} does not divide the number of ranks: {world_size}"
+        )
+    if not dist.is_initialized():
+        if world_size == 1 and "MASTER_ADDR" not in os.environ:
+            dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend(device), timeout=timedelta(seconds=timeout_seconds))
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_model_parallel_size, create_gloo_process_groups=False
+    )
+    return Topology(
+        rank=dist.get_rank(),
+        world_size=world_size,
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        tensor_model_parallel_rank=parallel_state.get_tensor_model_parallel_rank(),
+        data_parallel_size=parallel_state.get_data_parallel_world_size(),
+        data_parallel_rank=parallel_state.get_data_parallel_rank(),
+        device=device,
+        tensor_model_parallel_group=parallel_state.get_tensor_model_parallel_group(),
+        data_parallel_group=parallel_state.get_data_parallel_group(),
+    )
+
+
+def destroy_topology() -> None:
+    """Leave the TP and DP groups; the group of all ranks stays, so that another layout can follow."""
+    parallel_state.destroy_model_parallel()
