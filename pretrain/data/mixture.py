@@ -80,8 +80,8 @@ def build_mixture(names: Sequence[str], weights: Sequence[float], key: np.uint64
     for name, weight, count in zip(names, weights, counts, strict=True):
         if count == 0:
             raise DataError(
-                f"data.corpora: the weight {weight} of {name!r} is under 1/{CYCLE} of all weights, so it would "
-                "never be read; raise it or remove the corpus"
+                f"data.corpora: the weight {weight} of {name!r} is under 1/{CYCLE} of all weights, so it "
+                "would never be read; raise it or remove the corpus"
             )
     slots = np.arange(CYCLE)
     corpus = np.repeat(np.arange(len(counts)), counts)[permute(slots, CYCLE, np.full(CYCLE, key))]

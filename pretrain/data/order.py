@@ -3,7 +3,7 @@
 Two levels, because a global shuffle of small samples would read a whole block for each of them:
 groups of `GROUP` neighbouring samples are permuted over the whole epoch, then samples are permuted inside
 windows of `WINDOW_GROUPS` consecutive groups. Both permutations are Feistel networks over a domain of the
-exact size (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002), so each sample comes exactly once.
+exact size (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002), so each sample comes just once.
 """
 
 from __future__ import annotations
@@ -103,6 +103,6 @@ def sample_at(position: I64, epoch: I64, count: int, key: np.uint64) -> I64:
     group, within = np.divmod(start + shuffled, GROUP)
     whole = group < count // GROUP
     group[whole] = permute(group[whole], count // GROUP, epoch_key[whole])
-    # Groups begin elsewhere in every epoch: other neighbours, and no sample is always in the rest group at the end.
+    # Groups begin elsewhere in every epoch: other neighbours, another rest group at the end.
     rotation = (subkeys(key, 2 * epoch + 1) % np.uint64(count)).astype(np.int64)
     return (group * GROUP + within + rotation) % count

@@ -39,6 +39,10 @@ class SampleIds:
     epoch: I64
     sample: I64
 
+    def take(self, rows: npt.NDArray[np.intp] | slice) -> SampleIds:
+        """Some of the samples."""
+        return SampleIds(self.key[rows], self.epoch[rows], self.sample[rows])
+
 
 def derive_key(seed: int, *names: str) -> np.uint64:
     """Key for one use of a seed; other names give an unrelated key."""

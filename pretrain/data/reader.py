@@ -23,10 +23,11 @@ MAX_OPEN_SHARDS = 256
 """File descriptors kept; below the usual limit of 1024 for a process."""
 
 U32 = npt.NDArray[np.uint32]
+Tokens = npt.NDArray[np.integer]
 
 
 class BlockReader:
-    """Random access to the tokens, documents and sentences of one split. Not thread-safe: one for each thread.
+    """Random access to the tokens, documents and sentences of one split. Not thread-safe.
 
     Attributes:
         manifest: the split.
@@ -59,20 +60,20 @@ class BlockReader:
                     "belongs to another corpus; copy it again"
                 )
 
-    def read_tokens(self, starts: I64, lengths: I64) -> list[npt.NDArray[np.integer]]:
+    def read_tokens(self, starts: I64, lengths: I64) -> list[Tokens]:
         """Ranges of the corpus stream, one array of `manifest.token_dtype` each; see `read_into`."""
         buffers = [np.empty(int(length), dtype=self._dtype) for length in lengths]
         self.read_into(starts, buffers)
         return buffers
 
-    def read_rows(self, starts: I64, length: int) -> npt.NDArray[np.integer]:
+    def read_rows(self, starts: I64, length: int) -> Tokens:
         """[n, length] tokens of `manifest.token_dtype`: row i begins at token starts[i] of the stream."""
         rows = np.empty((len(starts), length), dtype=self._dtype)
         self.read_into(starts, rows)
         return rows
 
-    def read_into(self, starts: I64, buffers: Sequence[npt.NDArray[np.integer]] | npt.NDArray[np.integer]) -> None:
-        """Fill each buffer with the tokens from starts[i] on. The stream is a ring: after the last token the first.
+    def read_into(self, starts: I64, buffers: Tokens | Sequence[Tokens]) -> None:
+        """Fill each buffer with tokens from starts[i] on. The stream is a ring: after the last token the first.
 
         Args:
             starts: [n] token numbers in the corpus stream, >= 0.
@@ -86,14 +87,13 @@ class BlockReader:
         inside = positions - self.token_starts[blocks]
         rows = self.manifest.blocks[blocks]
         offsets = rows["offset"].astype(np.int64) + inside * self._itemsize
-        whole = rows["tokens"] - inside
-        for block, shard, offset, available, at, buffer in zip(
-            blocks.tolist(), rows["shard"].tolist(), offsets.tolist(), whole.tolist(), inside.tolist(), buffers, strict=True
-        ):
+        columns = (blocks, inside, rows["shard"], offsets, rows["tokens"] - inside)
+        places = zip(*(column.tolist() for column in columns), strict=True)
+        for (block, at, shard, offset, available), buffer in zip(places, buffers, strict=True):
             if not self._verified[block]:
                 self._verify(block)
             if len(buffer) <= available:
-                self._pread(shard, block, offset, memoryview(buffer))
+                self._pread(shard, block, offset, buffer.data)
             else:
                 self._read_across(block, at, buffer)
 
@@ -103,9 +103,10 @@ class BlockReader:
         Raises:
             DataError: the shard cannot be read, or the lengths do not add up to the block's tokens.
         """
-        lengths = self._read_u32(block, self.manifest.layout(block).doc)
+        member = self.manifest.layout(block).doc
+        lengths = self._read_u32(block, member)
         if int(lengths.sum(dtype=np.int64)) != int(self.manifest.blocks[block]["tokens"]):
-            raise self._damaged(block, self.manifest.layout(block).doc.offset, "document lengths do not add up")
+            raise self._damaged(block, member.offset, "document lengths do not add up")
         return lengths
 
     def sentences(self, block: int) -> tuple[U32, U32]:
@@ -135,7 +136,7 @@ class BlockReader:
         while self._open:
             os.close(self._open.popitem()[1])
 
-    def _read_across(self, block: int, inside: int, buffer: npt.NDArray[np.integer]) -> None:
+    def _read_across(self, block: int, inside: int, buffer: Tokens) -> None:
         """Fill a buffer from token `inside` of a block on, over as many blocks as it takes."""
         done = 0
         while done < len(buffer):
@@ -144,7 +145,7 @@ class BlockReader:
             row = self.manifest.blocks[block]
             count = min(int(row["tokens"]) - inside, len(buffer) - done)
             offset = int(row["offset"]) + inside * self._itemsize
-            self._pread(int(row["shard"]), block, offset, memoryview(buffer[done : done + count]))
+            self._pread(int(row["shard"]), block, offset, buffer[done : done + count].data)
             done, inside, block = done + count, 0, (block + 1) % len(self.manifest.blocks)
 
     def _verify(self, block: int) -> None:
@@ -158,7 +159,7 @@ class BlockReader:
 
     def _read_u32(self, block: int, member: Member) -> U32:
         numbers = np.empty(member.length // 4, dtype="<u4")
-        self._pread(int(self.manifest.blocks[block]["shard"]), block, member.offset, memoryview(numbers))
+        self._pread(int(self.manifest.blocks[block]["shard"]), block, member.offset, numbers.data)
         return numbers
 
     def _pread(self, shard: int, block: int, offset: int, buffer: memoryview) -> None:

@@ -60,6 +60,7 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
         )
     if not dist.is_initialized():
         if world_size == 1 and "MASTER_ADDR" not in os.environ:
+            os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
             dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
         else:
             dist.init_process_group(backend(device), timeout=timedelta(seconds=timeout_seconds))

@@ -1,0 +1,168 @@
+"""The DeepSpeed engine: ZeRO over the data-parallel ranks of a tensor-parallel model.
+
+The traps of deepspeed 0.19.8 with megatron-core 0.16.1 are handled here and nowhere else:
+DeepSpeed divides gradients by the data-parallel size and losses by the accumulation steps, while our losses are
+already divided by the global number of targets; it computes no gradient norm at stage 0 in fp32.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from pretrain.config.deepspeed import deepspeed_config
+from pretrain.config.schema import JobConfig
+from pretrain.parallel.topology import Topology
+
+
+class ModelParallelUnit:
+    """What DeepSpeed calls `mpu`: group, size and rank under the names that it looks for.
+
+    megatron-core's own parallel_state does not fit: it lacks get_model_parallel_world_size.
+    """
+
+    def __init__(self, topology: Topology) -> None:
+        self._topology = topology
+
+    def get_model_parallel_group(self) -> dist.ProcessGroup:
+        """Ranks that hold the slices of one model."""
+        return self._topology.tensor_model_parallel_group
+
+    def get_model_parallel_world_size(self) -> int:
+        """Tensor-parallel size."""
+        return self._topology.tensor_model_parallel_size
+
+    def get_model_parallel_rank(self) -> int:
+        """Tensor-parallel rank."""
+        return self._topology.tensor_model_parallel_rank
+
+    get_tensor_model_parallel_group = get_model_parallel_group
+    get_tensor_model_parallel_world_size = get_model_parallel_world_size
+    get_tensor_model_parallel_rank = get_model_parallel_rank
+
+    def get_data_parallel_group(self) -> dist.ProcessGroup:
+        """Ranks that hold the same slice."""
+        return self._topology.data_parallel_group
+
+    def get_data_parallel_group_ranks(self) -> list[int]:
+        """Global ranks of the data-parallel group."""
+        return dist.get_process_group_ranks(self._topology.data_parallel_group)
+
+    def get_data_parallel_world_size(self) -> int:
+        """Data-parallel size."""
+        return self._topology.data_parallel_size
+
+    def get_data_parallel_rank(self) -> int:
+        """Data-parallel rank."""
+        return self._topology.data_parallel_rank
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutcome:
+    """What an optimizer step did."""
+
+    grad_norm: float
+    """Global L2 norm of the gradient before clipping."""
+    applied: bool
+    """False when a loss-scale overflow skipped the update (fp16 only)."""
+
+
+class Engine:
+    """A model on its ranks with its optimizer: forward, backward, step."""
+
+    def __init__(self, config: JobConfig, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology) -> None:
+        _quiet_deepspeed()
+        if topology.device.type == "cpu":
+            # The shared-memory reducer would be compiled at first use, a minute; gloo reduces as well.
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self.config = config
+        self.topology = topology
+        self.model = model
+        self.zero_stage = config.parallel.zero_stage
+        self.deepspeed: Any
+        self.deepspeed, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, topology.world_size),
+            mpu=ModelParallelUnit(topology),
+            dist_init_required=None,
+        )
+        if self.deepspeed.dp_world_size != topology.data_parallel_size:
+            raise RuntimeError(
+                f"DeepSpeed sees {self.deepspeed.dp_world_size} data-parallel ranks, expected {topology.data_parallel_size}"
+            )
+
+    def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Run the model on one micro-batch; returns summed losses."""
+        outputs: dict[str, Tensor] = self.deepspeed(**batch)
+        return outputs
+
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients of a loss that is this rank's share of the global mean.
+
+        DeepSpeed averages over data-parallel ranks; multiplying by their number makes it the sum that the share needs.
+        """
+        self.deepspeed.backward(loss * self.topology.data_parallel_size, scale_wrt_gas=False)
+        self._at_boundary = self.deepspeed.is_gradient_accumulation_boundary()
+        if not self._at_boundary:
+            self.deepspeed.step()  # counts the micro-batch; no update
+
+    def step(self, lr: float) -> StepOutcome:
+        """Clip and update after the last micro-batch of an optimizer step.
+
+        Args:
+            lr: Learning rate of this update.
+        """
+        if not self._at_boundary:
+            raise RuntimeError("step() before the last micro-batch of the optimizer step")
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+        if self.zero_stage == 0:
+            grad_norm = self._clip_whole_gradients()
+            self.deepspeed.step()
+        else:
+            self.deepspeed.step()
+            grad_norm = float(self.deepspeed.get_global_grad_norm())
+        return StepOutcome(grad_norm=grad_norm, applied=bool(self.deepspeed.was_step_applied()))
+
+    def eval_mode(self) -> None:
+        """Dropout off."""
+        self.deepspeed.eval()
+
+    def train_mode(self) -> None:
+        """Dropout on."""
+        self.deepspeed.train()
+
+    def close(self) -> None:
+        """Drop DeepSpeed's hooks and buffers, so that another engine can follow in this process."""
+        self.deepspeed.destroy()
+
+    def _clip_whole_gradients(self) -> float:
+        """Global norm and clipping of unpartitioned gradients (stage 0), each replicated parameter counted once."""
+        split = torch.zeros((), device=self.topology.device)
+        whole = torch.zeros((), device=self.topology.device)
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        for parameter in parameters:
+            square = parameter.grad.float().pow(2).sum()
+            if getattr(parameter, "tensor_model_parallel", False):
+                split += square
+            else:
+                whole += square
+        dist.all_reduce(split, group=self.topology.tensor_model_parallel_group)
+        norm = float((split + whole).sqrt())
+        limit = self.config.optimizer.clip_grad
+        if limit and norm > limit:
+            for parameter in parameters:
+                parameter.grad.mul_(limit / (norm + 1e-6))
+        return norm
+
+
+def _quiet_deepspeed() -> None:
+    """DeepSpeed logs every step of its set-up; warnings and errors stay."""
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)

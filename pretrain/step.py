@@ -1,0 +1,97 @@
+"""One optimizer step, and one evaluation: the only places where losses are normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.models import PretrainingModel
+from pretrain.parallel.topology import Topology
+from pretrain.parallel.zero import Engine
+
+MicroBatch = dict[str, Any]
+"""Names to numpy arrays, as streams give them."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """What one optimizer step reports; the same on every rank."""
+
+    losses: dict[str, float]
+    """`loss` and its parts, each a mean over all targets of the step."""
+    grad_norm: float
+    applied: bool
+
+
+def train_step(engine: Engine, micro_batches: Sequence[MicroBatch], lr: float) -> StepMetrics:
+    """Forward and backward over this rank's micro-batches, then one update.
+
+    Every loss is divided by the global number of its targets in the step (all ranks, all micro-batches), so the
+    result does not depend on how samples are dealt to ranks, also where masks differ.
+    """
+    batches = [to_device(batch, engine.topology.device) for batch in micro_batches]
+    weights = _objective(engine).loss_weights()
+    counts = _global_counts(engine, batches)
+    sums = dict.fromkeys(weights, torch.zeros((), device=engine.topology.device))
+    for batch in batches:
+        parts = engine.forward(batch)
+        engine.backward(sum(weights[name] * parts[name] / counts[name] for name in weights))  # type: ignore[arg-type]
+        sums = {name: sums[name] + parts[name].detach().float() for name in weights}
+    outcome = engine.step(lr)
+    return StepMetrics(_mean_losses(engine, sums, counts), outcome.grad_norm, outcome.applied)
+
+
+@torch.no_grad()
+def evaluate(engine: Engine, steps: Iterable[Sequence[MicroBatch]]) -> dict[str, float]:
+    """Mean losses over an evaluation set, dropout off; the same on every rank."""
+    weights = _objective(engine).loss_weights()
+    engine.eval_mode()
+    sums = {name: torch.zeros((), device=engine.topology.device) for name in weights}
+    counts = dict.fromkeys(weights, 0.0)
+    for micro_batches in steps:
+        for micro_batch in micro_batches:
+            batch = to_device(micro_batch, engine.topology.device)
+            parts = engine.forward(batch)
+            for name, count in _objective(engine).target_counts(batch).items():
+                sums[name] += parts[name].float()
+                counts[name] += count
+    engine.train_mode()
+    return _mean_losses(engine, sums, _summed(counts, engine.topology))
+
+
+def to_device(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:
+    """Arrays to tensors on the compute device."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True) for name, array in batch.items()}
+
+
+def _objective(engine: Engine) -> PretrainingModel:
+    return cast(PretrainingModel, engine.model)
+
+
+def _global_counts(engine: Engine, batches: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    counts = dict.fromkeys(_objective(engine).loss_weights(), 0.0)
+    for batch in batches:
+        for name, count in _objective(engine).target_counts(batch).items():
+            counts[name] += count
+    return _summed(counts, engine.topology)
+
+
+def _summed(counts: dict[str, float], topology: Topology) -> dict[str, float]:
+    """Sum over data-parallel ranks, at least 1 so that an empty set divides cleanly."""
+    values = torch.tensor(list(counts.values()), dtype=torch.float64, device=topology.device)
+    dist.all_reduce(values, group=topology.data_parallel_group)
+    return {name: max(1.0, value) for name, value in zip(counts, values.tolist(), strict=True)}
+
+
+def _mean_losses(engine: Engine, sums: dict[str, Tensor], counts: dict[str, float]) -> dict[str, float]:
+    values = torch.stack([sums[name].double() for name in sums])
+    dist.all_reduce(values, group=engine.topology.data_parallel_group)
+    parts = {name: value / counts[name] for name, value in zip(sums, values.tolist(), strict=True)}
+    weights = _objective(engine).loss_weights()
+    return {"loss": sum(weights[name] * parts[name] for name in weights)} | parts
