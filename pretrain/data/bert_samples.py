@@ -98,7 +98,7 @@ class BertSamples:
         return PairPlan(_cut(a, cut_a, draws[5]), _cut(b, cut_b, draws[6]), is_random)
 
     def _partner(self, block: int, sentence: int, target: int, draws: list[int]) -> Span:
-        """About `target` tokens from a random place in another document, of the same block where it has one."""
+        """About `target` tokens from a random place in another document, of the same block if it has one."""
         table = self._tables.table(block)
         if table.documents >= 2:
             document = _below(draws[2], table.documents - 1)
@@ -120,7 +120,9 @@ class BertSamples:
             other = (other + 1) % blocks
         return other, self._tables.table(other)
 
-    def _lay_out(self, text: npt.NDArray[np.integer], lengths: I64, random: npt.NDArray[np.bool_]) -> PairBatch:
+    def _lay_out(
+        self, text: npt.NDArray[np.integer], lengths: I64, random: npt.NDArray[np.bool_]
+    ) -> PairBatch:
         """Put the texts between the special tokens.
 
         Args:

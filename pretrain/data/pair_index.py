@@ -63,7 +63,9 @@ def open_pair_index(reader: BlockReader, seq_length: int, short_probability: flo
             index, or a cache that cannot be written.
     """
     if seq_length > MAX_SEQ_LENGTH:
-        raise DataError(f"batch.seq_length: {seq_length} is over {MAX_SEQ_LENGTH}, the most for sentence pairs")
+        raise DataError(
+            f"batch.seq_length: {seq_length} is over {MAX_SEQ_LENGTH}, the most for sentence pairs"
+        )
     parameters = [INDEX_VERSION, reader.manifest.hash, seq_length, short_probability]
     path = cache / f"pairs-{xxhash.xxh3_128_hexdigest(json.dumps(parameters).encode())}"
     if not path.exists():
@@ -93,7 +95,9 @@ def _load(path: Path, blocks: int) -> PairIndex:
         starts: I64 = np.load(path / STARTS_NAME)
         pairs = np.memmap(path / PAIRS_NAME, dtype=PAIR_DTYPE, mode="r")
     except (OSError, ValueError, EOFError) as error:
-        raise DataError(f"the sample index {path} cannot be read ({error}); delete it and start again") from error
+        raise DataError(
+            f"the sample index {path} cannot be read ({error}); delete it and start again"
+        ) from error
     if len(starts) != blocks + 1 or int(starts[-1]) != len(pairs):
         raise DataError(f"the sample index {path} is incomplete; delete it and start again")
     return PairIndex(path, starts, pairs)
@@ -119,8 +123,8 @@ def _build(reader: BlockReader, longest: int, short_probability: float, director
         )
     if not counts.any():
         raise DataError(
-            f"{where} has no document with two sentences, so no sentence pair; check how the corpus was split "
-            "into sentences"
+            f"{where} has no document with two sentences, so no sentence pair; check how the corpus was "
+            "split into sentences"
         )
     with (directory / STARTS_NAME).open("wb") as file:
         np.save(file, starts_of(counts))

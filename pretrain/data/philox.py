@@ -68,7 +68,9 @@ def philox4x32(counter: tuple[U64, U64, U64, U64], key: U64) -> tuple[U64, U64, 
     return c0, c1, c2, c3
 
 
-def draws_at(ids: SampleIds, rows: npt.NDArray[np.intp], purpose: int, index: I64) -> tuple[U64, U64, U64, U64]:
+def draws_at(
+    ids: SampleIds, rows: npt.NDArray[np.intp], purpose: int, index: I64
+) -> tuple[U64, U64, U64, U64]:
     """Four 32-bit draws for each (sample, index) pair.
 
     Args:

@@ -7,6 +7,7 @@ Nothing here knows the order of samples or what they mean.
 from __future__ import annotations
 
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,26 +40,9 @@ class BlockReader:
         self.token_starts: I64 = starts_of(manifest.blocks["tokens"])
         self._verified = np.full(len(manifest.blocks), not verify)
         self._open: OrderedDict[int, int] = OrderedDict()
+        weakref.finalize(self, _close_all, self._open)
         self._itemsize = manifest.token_dtype.itemsize
         self._dtype = manifest.token_dtype
-
-    def check_shards(self) -> None:
-        """Look at the size of every shard, so that a missing or cut one shows before training starts.
-
-        Raises:
-            DataError: a shard is missing or has another size than the manifest says.
-        """
-        for number, shard in enumerate(self.manifest.shards):
-            path = self.manifest.shard_path(number)
-            try:
-                size = path.stat().st_size
-            except OSError as error:
-                raise DataError(f"shard {path}: {error.strerror}; copy the whole corpus again") from error
-            if size != shard.bytes:
-                raise DataError(
-                    f"shard {path} has {size} bytes, the manifest says {shard.bytes}: it was cut short or "
-                    "belongs to another corpus; copy it again"
-                )
 
     def read_tokens(self, starts: I64, lengths: I64) -> list[Tokens]:
         """Ranges of the corpus stream, one array of `manifest.token_dtype` each; see `read_into`."""
@@ -73,7 +57,7 @@ class BlockReader:
         return rows
 
     def read_into(self, starts: I64, buffers: Tokens | Sequence[Tokens]) -> None:
-        """Fill each buffer with tokens from starts[i] on. The stream is a ring: after the last token the first.
+        """Fill each buffer with tokens from starts[i] on. The stream is a ring: the first follows the last.
 
         Args:
             starts: [n] token numbers in the corpus stream, >= 0.
@@ -133,8 +117,7 @@ class BlockReader:
 
     def close(self) -> None:
         """Close every shard. The reader may be used again; it opens them anew."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        _close_all(self._open)
 
     def _read_across(self, block: int, inside: int, buffer: Tokens) -> None:
         """Fill a buffer from token `inside` of a block on, over as many blocks as it takes."""
@@ -194,6 +177,11 @@ class BlockReader:
             f"shard {path}, block {int(row['key']):06d}, byte {offset}: {problem}; copy the shard again or "
             "rebuild the corpus"
         )
+
+
+def _close_all(descriptors: OrderedDict[int, int]) -> None:
+    while descriptors:
+        os.close(descriptors.popitem()[1])
 
 
 def starts_of(lengths: npt.NDArray[np.integer]) -> I64:

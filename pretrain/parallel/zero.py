@@ -142,6 +142,10 @@ class Engine:
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers, so that another engine can follow in this process."""
         self.deepspeed.destroy()
+        # DeepSpeed caches its view of the process groups in module globals; a later engine must look again.
+        deepspeed.comm.comm.cdb = None
+        deepspeed.utils.groups._WORLD_GROUP = None
+        deepspeed.utils.groups.mpu = None
 
     def _clip_whole_gradients(self) -> float:
         """Global norm and clipping of unpartitioned gradients (stage 0), each replicated parameter counted once."""

@@ -1,0 +1,159 @@
+"""Reading a checkpoint into any layout: whole parameters, or this rank's share of weights and moments."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from pretrain.checkpoint.fragments import KINDS, MOMENTS, Fragment, RankState
+from pretrain.checkpoint.layout import ParameterLayout, parameter_layouts
+from pretrain.checkpoint.manifest import CONFIG, TOKENIZER, CheckpointError, read_manifest
+from pretrain.parallel.topology import Topology
+from pretrain.parallel.zero import Engine
+
+
+class StateReader:
+    """Random access to the tensors of a checkpoint, however it was sharded."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.manifest = read_manifest(directory)
+        self.layouts = {name: ParameterLayout.from_json(v) for name, v in self.manifest["parameters"].items()}
+        self._tp_size = int(self.manifest["topology"]["tensor_model_parallel_size"])
+        self._files: dict[str, Any] = {}
+        self._index: dict[tuple[str, int], list[tuple[Any, Fragment]]] = defaultdict(list)
+        for name in sorted(self.manifest["files"]):
+            if name.startswith("state-"):
+                self._open(name)
+
+    def full(self, kind: str, name: str) -> Tensor:
+        """A whole fp32 parameter (kind "master") or moment."""
+        layout = self.layouts[name]
+        ranks = range(1 if layout.tp_dim is None else self._tp_size)
+        return layout.merge([self._saved_shard(kind, name, rank) for rank in ranks])
+
+    def shard(self, kind: str, name: str, rank: int, size: int) -> Tensor:
+        """The slice of tensor-parallel rank `rank` of `size`."""
+        if size == self._tp_size:
+            return self._saved_shard(kind, name, rank)
+        return self.layouts[name].split(self.full(kind, name), rank, size)
+
+    def _open(self, name: str) -> None:
+        handle = safe_open(self.directory / name, framework="pt")
+        tp_rank = int(name[len("state-tp") :].split("-")[0])
+        for entry in json.loads(handle.metadata()["fragments"]):
+            fragment = Fragment(**entry)
+            self._index[fragment.name, tp_rank].append((handle, fragment))
+
+    def _saved_shard(self, kind: str, name: str, tp_rank: int) -> Tensor:
+        shape = self.layouts[name].shard_shape(self._tp_size)
+        shard = torch.empty(shape).view(-1)
+        covered = 0
+        for handle, fragment in self._index[name, tp_rank]:
+            stored = handle.get_slice(f"{kind}/{fragment.flat}")
+            end = fragment.flat_start + fragment.numel
+            shard[fragment.start : fragment.start + fragment.numel] = stored[fragment.flat_start : end]
+            covered += fragment.numel
+        if covered != shard.numel():
+            raise CheckpointError(f"{self.directory}: {name}: {covered} of {shard.numel()} elements stored for TP rank {tp_rank}")
+        return shard.view(shape)
+
+
+def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
+    """Load weights and moments into a running engine of any TP x DP x ZeRO layout.
+
+    Returns:
+        The trainer state that was saved with them.
+
+    Raises:
+        CheckpointError: If parameters are missing or have other shapes.
+    """
+    reader = StateReader(directory)
+    topology = engine.topology
+    _check_names(reader.layouts, parameter_layouts(engine.model, topology.tensor_model_parallel_size), directory)
+    state = RankState(engine)
+    steps = int(reader.manifest["optimizer_steps"])
+    if steps:
+        state.prepare_moments(steps)
+    fragments = defaultdict(list)
+    for fragment in state.fragments:
+        fragments[fragment.name].append(fragment)
+    for name in reader.layouts:
+        for kind in KINDS if steps else KINDS[:1]:
+            if kind in MOMENTS and not fragments[name]:
+                continue
+            shard = reader.shard(kind, name, topology.tensor_model_parallel_rank, topology.tensor_model_parallel_size)
+            if kind == "master":
+                state.refresh_model(name, shard)
+            for fragment in fragments[name]:
+                mine = shard.view(-1).narrow(0, fragment.start, fragment.numel)
+                state.view(fragment, kind).copy_(mine)
+    trainer: dict[str, Any] = reader.manifest["trainer"]
+    return trainer
+
+
+def read_parameters(directory: Path) -> dict[str, Tensor]:
+    """All parameters of a checkpoint, whole, fp32, on the CPU; vocabulary padding included."""
+    reader = StateReader(directory)
+    return {name: reader.full("master", name) for name in reader.layouts}
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The configuration that was saved with a checkpoint."""
+    config: dict[str, Any] = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+    return config
+
+
+def tokenizer_path(directory: Path) -> Path:
+    """The tokenizer copied into a checkpoint.
+
+    Raises:
+        CheckpointError: If it has none.
+    """
+    path = directory / TOKENIZER
+    if not path.is_file():
+        raise CheckpointError(f"{directory}: no {TOKENIZER} in this checkpoint")
+    return path
+
+
+@torch.no_grad()
+def load_parameters(
+    model: nn.Module, parameters: Mapping[str, Tensor], topology: Topology, allow_missing: tuple[str, ...] = ()
+) -> None:
+    """Copy whole parameters into a model that no engine owns yet, each rank its tensor-parallel slice.
+
+    Args:
+        model: Built at the topology's tensor-parallel size.
+        parameters: Whole tensors by name; further ones are ignored.
+        topology: Rank and size to slice for.
+        allow_missing: Prefixes of parameters that keep their fresh values (a new task head).
+
+    Raises:
+        CheckpointError: If a parameter is missing or has another shape.
+    """
+    rank, size = topology.tensor_model_parallel_rank, topology.tensor_model_parallel_size
+    layouts = parameter_layouts(model, size)
+    needed = {name: layout for name, layout in layouts.items() if not name.startswith(allow_missing or ("\0",))}
+    given = {name: ParameterLayout(tuple(parameters[name].shape), None) for name in needed if name in parameters}
+    _check_names(given, needed, None)
+    for name, parameter in model.named_parameters():
+        if name in needed:
+            parameter.copy_(needed[name].split(parameters[name], rank, size))
+
+
+def _check_names(saved: Mapping[str, ParameterLayout], wanted: Mapping[str, ParameterLayout], source: Path | None) -> None:
+    where = f"{source}: " if source else ""
+    missing = [name for name in wanted if name not in saved]
+    if missing:
+        raise CheckpointError(f"{where}the checkpoint has no {missing[0]} ({len(missing)} parameters missing); is it another model?")
+    for name, layout in wanted.items():
+        if saved[name].shape != layout.shape:
+            raise CheckpointError(f"{where}{name} has shape {saved[name].shape} in the checkpoint, the model wants {layout.shape}")

@@ -1,0 +1,76 @@
+"""Which run a directory belongs to: the keys that may not change between attempts."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pretrain.config.errors import ConfigError
+from pretrain.config.schema import JobConfig
+
+MAY_CHANGE = (
+    "run_dir",
+    "parallel.*",
+    "precision",
+    "checkpoint.*",
+    "training.*",
+    "deepspeed*",
+    "batch.micro_batch_size",
+    "data.corpora.*.path",
+    "data.tokenizer",
+    "data.verify_blocks",
+)
+"""Layout, precision, intervals and paths may differ when a run goes on; everything else is the run's identity.
+
+Corpora that moved are still recognised: the data cursor holds the hash of each manifest. `training.train_steps` may
+grow or shrink; the learning-rate schedule then follows the new length.
+"""
+
+
+def identity(config: JobConfig) -> dict[str, Any]:
+    """The identifying keys, flattened: "model.num_layers" -> 2."""
+    return _identifying(config.model_dump(mode="json"))
+
+
+def check_run_directory(config: JobConfig) -> None:
+    """Refuse a run directory that an earlier attempt started with another configuration.
+
+    Raises:
+        ConfigError: Naming each key that differs.
+    """
+    path = Path(config.run_dir) / "config.yaml"
+    if not path.exists():
+        return
+    try:
+        stored = _identifying(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, AttributeError) as error:
+        raise ConfigError(f"run_dir: cannot read {path}: {error}; choose another run_dir or remove it") from error
+    wanted = identity(config)
+    changed = [
+        f"{key} (there {stored.get(key)!r}, now {wanted.get(key)!r})"
+        for key in sorted(stored.keys() | wanted.keys())
+        if stored.get(key) != wanted.get(key)
+    ]
+    if changed:
+        raise ConfigError(
+            f"run_dir: {config.run_dir} belongs to another config; choose another run_dir. It differs in: {', '.join(changed)}"
+        )
+
+
+def _identifying(data: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in _flat(data, "").items() if not _may_change(key)}
+
+
+def _may_change(key: str) -> bool:
+    return any(fnmatch(key, pattern) for pattern in MAY_CHANGE)
+
+
+def _flat(value: Any, path: str) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {k: v for name, child in value.items() for k, v in _flat(child, f"{path}.{name}" if path else name).items()}
+    if isinstance(value, list):
+        return {k: v for i, child in enumerate(value) for k, v in _flat(child, f"{path}.{i}").items()}
+    return {path: value}

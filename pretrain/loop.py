@@ -1,0 +1,206 @@
+"""The training loop, shared by pretraining and finetuning."""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from pretrain.checkpoint import find_newest, load_checkpoint, save_checkpoint
+from pretrain.checkpoint.files import write_text
+from pretrain.checkpoint.manifest import Found
+from pretrain.config import ConfigError, JobConfig, dump_yaml
+from pretrain.config.identity import check_run_directory
+from pretrain.flops import peak_tflops
+from pretrain.metrics import Metrics, RunMetrics, SilentMetrics
+from pretrain.parallel.collectives import broadcast_from_main
+from pretrain.parallel.rng import seed_step
+from pretrain.parallel.topology import Topology
+from pretrain.parallel.zero import Engine
+from pretrain.schedule import learning_rate
+from pretrain.step import MicroBatch, StepMetrics, train_step
+from pretrain.stop import STOPPED_EXIT_CODE, StopSignal
+
+
+class Stream(Protocol):
+    """Training data: one item is one optimizer step's micro-batches for this data-parallel rank."""
+
+    consumed_samples: int
+
+    def __next__(self) -> list[MicroBatch]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def epochs(self) -> dict[str, float]: ...
+
+
+@dataclass(kw_only=True)
+class Job:
+    """Everything the loop works with."""
+
+    config: JobConfig
+    topology: Topology
+    engine: Engine
+    stream: Stream
+    evaluate: Callable[[Engine], dict[str, float]] | None = None
+    """Metrics on held-out data, the same on all ranks; None never evaluates."""
+    flops_per_step: float | None = None
+    """Model FLOPs of an optimizer step, for model_tflops and mfu."""
+    extra_files: Mapping[str, Path] = field(default_factory=dict)
+    """Copied into every checkpoint (the tokenizer)."""
+
+
+def run(job: Job) -> int:
+    """Train from the newest good checkpoint, or from the start, to `train_steps`.
+
+    Returns:
+        0 when the run is complete, 75 when a signal stopped it (saved; the same command goes on).
+    """
+    step = _resume(job)
+    with _metrics(job, step) as metrics:
+        if step >= job.config.training.train_steps:
+            metrics.say(f"already complete: {step} steps in {job.config.run_dir}")
+            return 0
+        return _fit(job, metrics, step)
+
+
+def _fit(job: Job, metrics: Metrics, step: int) -> int:
+    training, stop = job.config.training, StopSignal(job.topology)
+    saved, clock = step, _Clock(step)
+    while step < training.train_steps and not stop.agreed():
+        micro_batches = next(job.stream)
+        seed_step(job.config.seed, step, job.topology)
+        lr = learning_rate(job.config, step)
+        result = train_step(job.engine, micro_batches, lr)
+        step += 1
+        if step % training.log_interval == 0 or step == training.train_steps:
+            _log_step(job, metrics, step, lr, result, clock)
+        if job.evaluate and training.eval_interval and _due(step, training.eval_interval, training.train_steps):
+            _log_evaluation(job, metrics, step)
+            clock.restart(step)
+        if step % job.config.checkpoint.save_interval == 0:
+            saved = _save(job, metrics, step)
+            clock.restart(step)
+    if saved < step:
+        _save(job, metrics, step)
+    if step < training.train_steps:
+        metrics.say(f"stopped by a signal after step {step}, saved; run the same command again to go on")
+        return STOPPED_EXIT_CODE
+    metrics.say(f"complete: {step} steps; metrics, TensorBoard and checkpoints in {job.config.run_dir}")
+    return 0
+
+
+@contextmanager
+def claim_run_directory(config: JobConfig, topology: Topology) -> Iterator[None]:
+    """Hold a run directory: checked against its earlier config, locked against a second job, config.yaml written.
+
+    Raises:
+        ConfigError: On every rank, if it belongs to another config or another job is using it.
+    """
+    problem, lock = None, None
+    if topology.is_main:
+        try:
+            check_run_directory(config)
+            lock = _lock(Path(config.run_dir))
+            write_text(Path(config.run_dir) / "config.yaml", dump_yaml(config))
+        except ConfigError as error:
+            problem = error.problems
+    problem = broadcast_from_main(problem)
+    if problem:
+        raise ConfigError(problem)
+    yield
+    if lock:
+        lock.close()
+
+
+def _lock(run_dir: Path) -> TextIO:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = (run_dir / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise ConfigError(f"run_dir: another job is training in {run_dir}; wait for it or choose another run_dir") from None
+    return lock
+
+
+def _resume(job: Job) -> int:
+    """Load the newest checkpoint that verifies; returns its step, 0 without one."""
+    found: Found = broadcast_from_main(find_newest(Path(job.config.run_dir)) if job.topology.is_main else None)
+    if job.topology.is_main:
+        for text in found.passed_over:
+            print(f"warning: {text}", flush=True)
+    if found.directory is None:
+        return 0
+    trainer = load_checkpoint(job.engine, found.directory)
+    job.stream.load_state_dict(trainer["stream"])
+    if job.topology.is_main:
+        print(f"resuming from {found.directory} (step {trainer['step']})", flush=True)
+    return int(trainer["step"])
+
+
+def _save(job: Job, metrics: Metrics, step: int) -> int:
+    started = time.perf_counter()
+    trainer = {"step": step, "stream": job.stream.state_dict()}
+    directory = save_checkpoint(job.engine, job.config, trainer, job.extra_files)
+    metrics.say(f"saved {directory} in {time.perf_counter() - started:.1f} s")
+    return step
+
+
+def _due(step: int, interval: int, last: int) -> bool:
+    return step % interval == 0 or step == last
+
+
+class _Clock:
+    """Time since the last log line, not counting saves and evaluations."""
+
+    def __init__(self, step: int) -> None:
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        self._time, self._step = time.perf_counter(), step
+
+    def seconds_per_step(self, step: int) -> float:
+        return (time.perf_counter() - self._time) / max(1, step - self._step)
+
+
+def _log_step(job: Job, metrics: Metrics, step: int, lr: float, result: StepMetrics, clock: _Clock) -> None:
+    seconds = clock.seconds_per_step(step)
+    clock.restart(step)
+    batch, total = job.config.batch, job.config.training.train_steps
+    samples = job.stream.consumed_samples
+    values = dict(result.losses)
+    values |= {"grad_norm": result.grad_norm, "lr": lr}
+    values |= {"consumed_samples": samples, "consumed_tokens": samples * batch.seq_length, "step_seconds": seconds}
+    values["tokens_per_second"] = batch.global_batch_size * batch.seq_length / seconds
+    if job.flops_per_step:
+        values["model_tflops"] = job.flops_per_step / seconds / 1e12
+        peak = peak_tflops(job.topology.device)
+        if peak:
+            values["mfu"] = values["model_tflops"] / (peak * job.topology.world_size)
+    values |= {f"epoch/{name}": epoch for name, epoch in job.stream.epochs().items()}
+    metrics.write(step, values)
+    left = seconds * (total - step)
+    metrics.live(
+        f"step {step}/{total} | loss {values['loss']:.4f} | grad norm {result.grad_norm:.2f} | lr {lr:.2e} | "
+        f"{values['tokens_per_second']:,.0f} tokens/s | ETA {int(left // 3600)}:{int(left // 60) % 60:02d}:{int(left) % 60:02d}"
+    )
+
+
+def _log_evaluation(job: Job, metrics: Metrics, step: int) -> None:
+    assert job.evaluate is not None
+    values = {f"eval/{name}": value for name, value in job.evaluate(job.engine).items()}
+    metrics.write(step, values)
+    metrics.say(f"step {step} | " + " | ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+
+@contextmanager
+def _metrics(job: Job, step: int) -> Iterator[Metrics]:
+    if not job.topology.is_main:
+        yield SilentMetrics()
+        return
+    with RunMetrics(Path(job.config.run_dir), step) as metrics:
+        yield metrics

@@ -1,0 +1,50 @@
+"""Pretraining entry point: `python -m pretrain.train --config FILE`, on every rank.
+
+Started by `headwater launch`, torchrun, the deepspeed launcher, srun, or by hand as one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+EXAMPLES = """examples:
+  headwater pretrain --config configs/gpt/tiny.yaml
+  headwater launch local --nproc 2 --config configs/gpt/tiny.yaml --set parallel.tensor_model_parallel_size=2
+  torchrun --nproc_per_node 2 -m pretrain.train --config configs/gpt/tiny.yaml
+  deepspeed --num_gpus 2 --module pretrain.train --config configs/gpt/tiny.yaml
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train the run that a config describes; returns the exit code."""
+    arguments = parse_arguments("pretrain", "Train the run that a config describes, or go on with it.", EXAMPLES, argv)
+    from pretrain.config import load_config
+    from pretrain.session import pretrain, world_size_from_environment
+
+    config = load_config(arguments.config, arguments.overrides, world_size_from_environment())
+    return pretrain(config)
+
+
+def parse_arguments(name: str, description: str, examples: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of every training command: --config, --set, and --local_rank, which some launchers add."""
+    parser = argparse.ArgumentParser(
+        prog=f"headwater {name}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="override a key; repeatable"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # ranks read LOCAL_RANK
+    return parser.parse_args(argv)
+
+
+if __name__ == "__main__":
+    from pretrain.session import run_main
+
+    sys.exit(run_main(main))
