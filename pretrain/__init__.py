@@ -1,1 +1,7 @@
 """Pretraining: config, data stream, models, parallelism, checkpoints and the training loop."""
+
+import warnings
+
+# megatron-core warns at import about Apex and Transformer Engine and about settings that we choose on purpose;
+# on every rank these lines bury what a run has to say.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\..*")

@@ -16,6 +16,7 @@ from pretrain.checkpoint.manifest import Found
 from pretrain.config import ConfigError, JobConfig, dump_yaml
 from pretrain.config.identity import check_run_directory
 from pretrain.flops import peak_tflops
+from pretrain.logs import log_rank_output
 from pretrain.metrics import Metrics, RunMetrics, SilentMetrics
 from pretrain.parallel.collectives import broadcast_from_main
 from pretrain.parallel.rng import seed_step
@@ -111,6 +112,7 @@ def claim_run_directory(config: JobConfig, topology: Topology) -> Iterator[None]
     problem = broadcast_from_main(problem)
     if problem:
         raise ConfigError(problem)
+    log_rank_output(Path(config.run_dir), topology.rank)
     yield
     if lock:
         lock.close()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from pretrain.checkpoint.manifest import TOKENIZER
@@ -15,11 +12,9 @@ from pretrain.loop import Job, claim_run_directory, run
 from pretrain.models import build_model
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel.rng import seed_initialization
-from pretrain.parallel.topology import initialize_topology, leave_process_group, world_size_from_environment
+from pretrain.parallel.topology import initialize_topology, leave_process_group
 from pretrain.parallel.zero import Engine
 from pretrain.step import evaluate
-
-__all__ = ["pretrain", "run_main", "world_size_from_environment"]
 
 
 def pretrain(config: RunConfig) -> int:
@@ -52,16 +47,3 @@ def pretrain(config: RunConfig) -> int:
 def tokenizer_of(config: RunConfig) -> Path:
     """The tokenizer of a run: `data.tokenizer`, or the one beside the first corpus."""
     return Path(config.data.tokenizer or Path(config.data.corpora[0].path) / TOKENIZER)
-
-
-def run_main(main: Callable[[], int]) -> int:
-    """Run a rank's main function: a user's error becomes one message and its exit code, not a traceback."""
-    try:
-        code = main()
-    except Exception as error:
-        code = getattr(error, "exit_code", 0)
-        if not code:
-            raise
-        rank = os.environ.get("RANK", "0")
-        print(f"headwater: error: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr, flush=True)
-    return code

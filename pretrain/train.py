@@ -6,8 +6,9 @@ Started by `headwater launch`, torchrun, the deepspeed launcher, srun, or by han
 from __future__ import annotations
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 EXAMPLES = """examples:
@@ -22,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Train the run that a config describes; returns the exit code."""
     arguments = parse_arguments("pretrain", "Train the run that a config describes, or go on with it.", EXAMPLES, argv)
     from pretrain.config import load_config
-    from pretrain.session import pretrain, world_size_from_environment
 
+    # A wrong config is answered before torch is imported.
     config = load_config(arguments.config, arguments.overrides, world_size_from_environment())
+    from pretrain.session import pretrain
+
     return pretrain(config)
 
 
@@ -44,7 +47,23 @@ def parse_arguments(name: str, description: str, examples: str, argv: Sequence[s
     return parser.parse_args(argv)
 
 
-if __name__ == "__main__":
-    from pretrain.session import run_main
+def world_size_from_environment() -> int:
+    """Ranks that the launcher started (WORLD_SIZE); 1 when started by hand."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
+
+def run_main(main: Callable[[], int]) -> int:
+    """Run a rank's main function: a user's error becomes one message and its exit code, not a traceback."""
+    try:
+        code = main()
+    except Exception as error:
+        code = getattr(error, "exit_code", 0)
+        if not code:
+            raise
+        rank = os.environ.get("RANK", "0")
+        print(f"headwater: error: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr, flush=True)
+    return code
+
+
+if __name__ == "__main__":
     sys.exit(run_main(main))

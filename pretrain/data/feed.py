@@ -121,8 +121,11 @@ class Feed:
         Raises:
             DataError: a shard is missing or damaged.
         """
+        sources = np.unique(located.corpus).tolist()
+        if len(sources) == 1:
+            return self.objective(self.corpora[sources[0]].samples.read(located.ids), located.ids)
         merged: list[npt.NDArray[Any]] = []
-        for index in np.unique(located.corpus).tolist():
+        for index in sources:
             rows = np.flatnonzero(located.corpus == index)
             parts = self.corpora[index].samples.read(located.ids.take(rows))
             merged = merged or [np.empty((len(located.corpus), *p.shape[1:]), p.dtype) for p in parts]

@@ -49,17 +49,16 @@ class GptSamples:
         shift = subkeys(self._shift_key, epoch) % np.uint64(self._seq_length)
         return first + shift.astype(np.int64)
 
-    def read(self, ids: SampleIds) -> tuple[npt.NDArray[np.int64]]:
+    def read(self, ids: SampleIds) -> tuple[npt.NDArray[np.integer]]:
         """Read samples.
 
         Args:
             ids: B samples of this corpus.
 
         Returns:
-            One array, [B, S + 1] token ids.
+            One array, [B, S + 1] token ids in the type that the shards store.
 
         Raises:
             DataError: a shard is missing or damaged.
         """
-        rows = self._reader.read_rows(self.starts(ids.epoch, ids.sample), self._seq_length + 1)
-        return (rows.astype(np.int64),)
+        return (self._reader.read_rows(self.starts(ids.epoch, ids.sample), self._seq_length + 1),)

@@ -30,7 +30,7 @@ class Vocabulary:
     Attributes:
         is_special: [V] ids that are never masked and never put in as a random token.
         is_word_start: [V] the piece begins a word wherever it stands.
-        is_word_end: [V] whatever follows the piece begins a word.
+        is_word_end: [V] whatever follows the piece begins a word; every special id is one.
         ordinary: all ids that are not special.
         pad_id, cls_id, sep_id, mask_id: ids of the special tokens.
     """
@@ -78,16 +78,16 @@ class PairBatch(NamedTuple):
     next_sentence_labels: I64
 
 
-def causal_lm(tokens: I64) -> MicroBatch:
+def causal_lm(tokens: npt.NDArray[np.integer]) -> MicroBatch:
     """Predict every token from those before it.
 
     Args:
-        tokens: [B, S + 1].
+        tokens: [B, S + 1], of any integer type.
 
     Returns:
         tokens [B, S] int64, labels [B, S] int64, loss_mask [B, S] float32 (all ones).
     """
-    inputs, labels = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+    inputs, labels = tokens[:, :-1].astype(np.int64), tokens[:, 1:].astype(np.int64)
     return {"tokens": inputs, "labels": labels, "loss_mask": np.ones(inputs.shape, dtype=np.float32)}
 
 
@@ -128,7 +128,7 @@ def _word_starts(tokens: I64, ordinary: Bools, vocabulary: Vocabulary) -> Bools:
     """[B, S] ordinary tokens that begin a word: by their piece, or by what stands before them."""
     starts = vocabulary.is_word_start[tokens]
     starts[:, 0] = True
-    starts[:, 1:] |= vocabulary.is_word_end[tokens[:, :-1]] | ~ordinary[:, :-1]
+    starts[:, 1:] |= vocabulary.is_word_end[tokens[:, :-1]]
     return starts & ordinary
 
 

@@ -1,0 +1,81 @@
+"""Killed, stopped, damaged: the same command again goes on as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.support.runs import HEADWATER, finish, run, start, tiny_run, trajectory, wait_for_step
+
+LAUNCH = [*HEADWATER, "launch", "local", "--nproc", "2"]
+LAYOUT = {
+    "gpt": ["--set", "parallel.tensor_model_parallel_size=2"],
+    "bert": ["--set", "parallel.zero_stage=2"],
+}
+pytestmark = pytest.mark.distributed
+
+
+@pytest.fixture(scope="module")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    run_dirs = {}
+    for kind, layout in LAYOUT.items():
+        run_dirs[kind] = tmp_path_factory.mktemp("undisturbed") / kind
+        run([*LAUNCH, *tiny_run(kind, corpus, run_dirs[kind]), *layout])
+    return run_dirs
+
+
+def test_undisturbed_run_is_complete(undisturbed: dict[str, Path]) -> None:
+    rows = [row for row in trajectory(undisturbed["bert"]) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 9))
+    last = rows[-1]
+    assert last["loss"] == pytest.approx(last["mlm_loss"] + last["nsp_loss"])
+    assert last["consumed_samples"] == 64
+    assert last["consumed_tokens"] == 64 * 64
+    assert 0 < last["epoch/corpus"] < 1
+    for part in ("config.yaml", "tensorboard", "logs/rank-0.log", "logs/rank-1.log", "checkpoints/step-00000008/manifest.json"):
+        assert (undisturbed["bert"] / part).exists(), part
+    kept = sorted(p.name for p in (undisturbed["bert"] / "checkpoints").iterdir())
+    assert kept == ["step-00000006", "step-00000008"]  # keep_last: 2
+
+
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+def test_kill_9_then_the_same_command(kind: str, corpus: Path, undisturbed: dict[str, Path], tmp_path: Path) -> None:
+    command = [*LAUNCH, *tiny_run(kind, corpus, tmp_path / kind), *LAYOUT[kind]]
+    process = start(command)
+    wait_for_step(tmp_path / kind, 4)
+    os.kill(process.pid, signal.SIGKILL)  # the launcher; its ranks die with it
+    finish(process)
+    output = run(command)
+    assert "resuming from" in output
+    assert trajectory(tmp_path / kind) == trajectory(undisturbed[kind])
+
+
+def test_sigterm_saves_and_the_damaged_checkpoint_is_passed_over(
+    corpus: Path, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
+    command = [*LAUNCH, *tiny_run("gpt", corpus, tmp_path / "gpt"), *LAYOUT["gpt"]]
+    process = start(command)
+    wait_for_step(tmp_path / "gpt", 4)
+    process.send_signal(signal.SIGTERM)
+    code, output = finish(process)
+    assert code == 75, output
+    newest = sorted((tmp_path / "gpt" / "checkpoints").glob("step-*"))[-1]
+    assert int(newest.name[5:]) >= 4  # saved where it stopped, not at an interval
+    state = newest / "state-tp01-dp0000.safetensors"
+    content = bytearray(state.read_bytes())
+    content[-100] ^= 1
+    state.write_bytes(content)
+    output = run(command)
+    assert f"{state}: content does not match its hash; passed over" in output
+    assert "step-00000003 (step 3)" in output
+    assert trajectory(tmp_path / "gpt") == trajectory(undisturbed["gpt"])
+
+
+def test_a_finished_run_exits_at_once(corpus: Path, undisturbed: dict[str, Path]) -> None:
+    before = trajectory(undisturbed["gpt"])
+    output = run([*LAUNCH, *tiny_run("gpt", corpus, undisturbed["gpt"]), *LAYOUT["gpt"]])
+    assert "already complete: 8 steps" in output
+    assert trajectory(undisturbed["gpt"]) == before
