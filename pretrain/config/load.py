@@ -134,15 +134,15 @@ def _describe(section: type[BaseModel], error: ErrorDetails) -> str:
 
 
 def _keys_at(section: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
-    """Field names of the section that a location points to."""
+    """Field names of the section that a location points to; tags of unions and list indices are steps too."""
+    candidates = [section]
     for part in loc:
-        candidates = _sections_in(section.model_fields[part].annotation) if part in section.model_fields else []
-        if candidates:
-            section = candidates[0]
-            union = candidates
-        elif isinstance(part, str) and "union" in locals():
-            section = next((c for c in union if part in get_args(c.model_fields["kind"].annotation)), section)
-    return sorted(section.model_fields)
+        fields = [c.model_fields[part] for c in candidates if isinstance(part, str) and part in c.model_fields]
+        if fields:
+            candidates = [found for field in fields for found in _sections_in(field.annotation)]
+        elif isinstance(part, str):
+            candidates = [c for c in candidates if part in get_args(c.model_fields["kind"].annotation)]
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
 
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:

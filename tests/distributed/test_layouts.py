@@ -46,3 +46,29 @@ def test_bf16_stays_near_fp32(pools: dict[int, RankPool], one_rank: dict[str, An
     assert result["losses"] == pytest.approx(one_rank[kind]["losses"], rel=5e-3)
     assert result["norms"] == pytest.approx(one_rank[kind]["norms"], rel=2e-2)
     assert result["losses"] != one_rank[kind]["losses"]  # it really ran in bf16
+
+
+@pytest.mark.distributed
+def test_dropout_streams(pools: dict[int, RankPool]) -> None:
+    """Replicated activations drop alike on tensor ranks; split ones, data ranks and steps all differ."""
+    ranks = pools[4].run("tests.support.training:draws", tp=2, step=3)
+    later = pools[4].run("tests.support.training:draws", tp=2, step=4)
+    replicated = {(r["dp"], r["tp"]): r["replicated"] for r in ranks}
+    assert replicated[0, 0] == replicated[0, 1]
+    assert replicated[1, 0] == replicated[1, 1]
+    assert replicated[0, 0] != replicated[1, 0]
+    everything = [r["split"] for r in ranks + later] + [replicated[0, 0], replicated[1, 0], later[0]["replicated"]]
+    assert len({tuple(draw) for draw in everything}) == len(everything)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+def test_dropout_keeps_replicas_equal_and_recompute_repeats_it(pools: dict[int, RankPool], kind: str) -> None:
+    dropout = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}
+    plain = pools[2].run(TRAIN, kind=kind, layout=Layout(2, 1), steps=3, extra=dropout)
+    assert plain[0]["replicated"] == plain[1]["replicated"]
+    again = pools[2].run(TRAIN, kind=kind, layout=Layout(2, 1), steps=3, extra=dropout | {"training": {"recompute": "full"}})
+    assert again[0]["losses"] == plain[0]["losses"]
+    assert again[0]["norms"] == pytest.approx(plain[0]["norms"], rel=1e-6)
+    without = pools[2].run(TRAIN, kind=kind, layout=Layout(2, 1), steps=3)
+    assert without[0]["losses"] != plain[0]["losses"]  # dropout did something

@@ -24,7 +24,7 @@ def refuse(command: list[str]) -> str:
     ("override", "expected"),
     [
         ("batch.micro_bach_size=2", "batch.micro_bach_size: unknown key; did you mean 'micro_batch_size'?"),
-        ("batch.global_batch_size=6", "batch.global_batch_size: 6 is not a multiple"),
+        ("batch.global_batch_size=7", "batch.global_batch_size: 7 is not a multiple"),
         ("model.num_attention_heads=1", "parallel.tensor_model_parallel_size: 2 does not divide model.num_attention_heads: 1"),
         ("precision=fp64", "precision:"),
         ("deepspeed.gradient_clipping=3.0", "deepspeed.gradient_clipping: 3.0 contradicts 1.0"),
@@ -69,7 +69,7 @@ def test_vocabulary_of_another_size(corpus: Path, tmp_path: Path) -> None:
 def test_empty_corpus(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    output = refuse([*HEADWATER, "data", "tokenizer", "--input", str(empty), "--vocab-size", "100", "--out", str(tmp_path / "t.model")])
+    output = refuse([*HEADWATER, "data", "tokenizer", "--input", str(empty), "--vocab-size", "1000", "--out", str(tmp_path / "t.model")])
     assert "empty.jsonl" in output or "no document" in output
 
 

@@ -151,5 +151,30 @@ def train(
     directory = None
     if save:
         directory = str(save_checkpoint(engine, config, {"step": first + steps}, {}))
+    replicated = [
+        parameter.detach().float().sum().item()
+        for parameter in model.parameters()
+        if layout.zero_stage < 3 and not getattr(parameter, "tensor_model_parallel", False)
+    ]
     engine.close()
-    return {"losses": losses, "norms": norms, "directory": directory}
+    return {"losses": losses, "norms": norms, "directory": directory, "replicated": replicated}
+
+
+def draws(tp: int, step: int) -> dict[str, Any]:
+    """What this rank draws from its two dropout streams at a step, and where it stands."""
+    import torch
+    from megatron.core.tensor_parallel import get_cuda_rng_tracker
+
+    from pretrain.parallel.rng import seed_step
+    from pretrain.parallel.topology import initialize_topology
+
+    topology = initialize_topology(tp)
+    seed_step(7, step, topology)
+    with get_cuda_rng_tracker().fork():
+        split = torch.rand(4).tolist()
+    return {
+        "dp": topology.data_parallel_rank,
+        "tp": topology.tensor_model_parallel_rank,
+        "split": split,
+        "replicated": torch.rand(4).tolist(),
+    }

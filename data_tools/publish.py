@@ -1,0 +1,106 @@
+"""Publish a directory or file whole or not at all: write under a temporary name, fsync, rename."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_tools.errors import DataError
+
+
+@contextmanager
+def publish_directory(target: Path) -> Iterator[Path]:
+    """Give an empty directory to fill; it becomes `target` when the block ends without an exception.
+
+    What an earlier, killed run left under the temporary name is thrown away. On an exception nothing
+    is published and nothing stays behind.
+
+    Raises:
+        DataError: `target` is in the way, or another process is writing it at this moment.
+    """
+    target = Path(os.path.abspath(target))
+    require_absent(target)
+    partial = target.parent / f".{target.name}.partial"
+    lock = _lock_directory(partial)
+    try:
+        for leftover in partial.iterdir():
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        try:
+            yield partial
+            _fsync_tree(partial)
+            require_absent(target)
+            partial.rename(target)
+            _fsync_directory(target.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def require_absent(target: Path) -> None:
+    """Raise a DataError if `target` exists, unless it is an empty directory."""
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() or target.is_symlink():
+        raise DataError(f"{target} exists, not made by this command: remove it or choose another --out")
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Replace or create a file in one step: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file with `write_file`."""
+    write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _lock_directory(path: Path) -> int:
+    """Create a directory if needed and lock it; the lock ends when the returned descriptor is closed.
+
+    The lock is on the directory itself, so no lock file stays behind. Between open and lock its owner
+    may have renamed it away, hence the loop.
+    """
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise DataError(f"another process is writing {path}: wait for it, or end it") from error
+        try:
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass  # renamed away: make a new one
+        os.close(descriptor)
+
+
+def _fsync_tree(directory: Path) -> None:
+    for path, _, names in os.walk(directory):
+        for name in names:
+            with open(os.path.join(path, name), "rb") as file:
+                os.fsync(file.fileno())
+        _fsync_directory(Path(path))
+
+
+def _fsync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

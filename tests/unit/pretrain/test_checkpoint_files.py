@@ -1,0 +1,103 @@
+"""Checkpoint directories without an engine: verification, choice, merging and splitting."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.checkpoint import CheckpointError, find_checkpoint, find_newest, read_config, read_parameters, write_parameters
+from pretrain.checkpoint.layout import ParameterLayout
+from pretrain.checkpoint.manifest import step_directory, verify
+from pretrain.config import load_config
+
+TINY = Path(__file__).resolve().parents[3] / "configs" / "gpt" / "tiny.yaml"
+PARAMETERS = {"a.weight": torch.arange(12.0).view(4, 3), "a.bias": torch.tensor([1.5, -2.0])}
+
+
+def write(run_dir: Path, step: int) -> Path:
+    directory = step_directory(run_dir, step)
+    layouts = {name: ParameterLayout(tuple(tensor.shape), None) for name, tensor in PARAMETERS.items()}
+    write_parameters(directory, PARAMETERS, layouts, load_config(TINY), {})
+    return directory
+
+
+def test_parameters_and_config_come_back(tmp_path: Path) -> None:
+    directory = write(tmp_path, 3)
+    assert verify(directory) == []
+    read = read_parameters(directory)
+    assert read.keys() == PARAMETERS.keys()
+    assert all(torch.equal(read[name], PARAMETERS[name]) for name in PARAMETERS)
+    assert read_config(directory)["model"]["num_layers"] == 2
+    assert find_checkpoint(tmp_path) == directory
+    assert find_checkpoint(directory) == directory
+
+
+def state_file(directory: Path) -> Path:
+    return next(directory.glob("state-*"))
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGE = {
+    "truncated": lambda d: truncate(state_file(d)),
+    "flipped": lambda d: flip(state_file(d)),
+    "missing file": lambda d: state_file(d).unlink(),
+    "no manifest": lambda d: (d / "manifest.json").unlink(),
+    "empty manifest": lambda d: (d / "manifest.json").write_text(""),
+    "other format": lambda d: (d / "manifest.json").write_text(json.dumps({"format_version": 99})),
+    "config edited": lambda d: (d / "config.yaml").write_text("seed: 1\n"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage: str) -> None:
+    good, bad = write(tmp_path, 3), write(tmp_path, 6)
+    DAMAGE[damage](bad)
+    found = find_newest(tmp_path)
+    assert found.directory == good
+    assert str(bad) in found.passed_over[0]
+    with pytest.raises(CheckpointError, match="step-00000006"):
+        find_checkpoint(bad)
+
+
+def test_a_half_written_directory_is_reported_not_used(tmp_path: Path) -> None:
+    write(tmp_path, 3).rename(tmp_path / "checkpoints" / ".writing-step-00000003")
+    found = find_newest(tmp_path)
+    assert found.directory is None
+    assert "half-written" in found.passed_over[0]
+    with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        find_checkpoint(tmp_path)
+
+
+def test_writing_the_same_step_again_keeps_the_old_one_aside(tmp_path: Path) -> None:
+    flip(state_file(write(tmp_path, 3)))
+    assert verify(write(tmp_path, 3)) == []
+    assert (tmp_path / "checkpoints" / "step-00000003.replaced-1").is_dir()
+    assert find_newest(tmp_path).directory == step_directory(tmp_path, 3)
+
+
+@pytest.mark.parametrize(("dim", "stride"), [(0, 1), (1, 1), (0, 2), (None, 1)])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_merge_undoes_split(dim: int | None, stride: int, size: int) -> None:
+    full = torch.randn(16, 8)
+    layout = ParameterLayout((16, 8), dim, stride)
+    shards = [layout.split(full, rank, size) for rank in range(size)]
+    assert all(tuple(shard.shape) == layout.shard_shape(size) for shard in shards)
+    assert torch.equal(layout.merge(shards), full)
+
+
+def test_gated_halves_are_split_each() -> None:
+    """With stride 2 each rank gets its part of the gate and its part of the up projection."""
+    full = torch.arange(8.0).view(8, 1)
+    assert ParameterLayout((8, 1), 0, 2).split(full, 1, 2).flatten().tolist() == [2.0, 3.0, 6.0, 7.0]

@@ -1,0 +1,62 @@
+"""A run directory accepts only its own run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pretrain.config import ConfigError, dump_yaml, load_config
+from pretrain.config.identity import check_run_directory
+
+TINY = Path(__file__).resolve().parents[3] / "configs" / "gpt" / "tiny.yaml"
+
+
+def start_in(run_dir: Path) -> None:
+    (run_dir / "config.yaml").write_text(dump_yaml(load_config(TINY, [f"run_dir={run_dir}"])))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "parallel.tensor_model_parallel_size=2",
+        "parallel.zero_stage=3",
+        "batch.micro_batch_size=2",
+        "precision=bf16",
+        "training.train_steps=300",
+        "checkpoint.save_interval=7",
+        "data.corpora.0.path=moved",
+        "deepspeed.zero_optimization.reduce_bucket_size=1000",
+    ],
+)
+def test_layout_and_lengths_may_change(tmp_path: Path, text: str) -> None:
+    start_in(tmp_path)
+    check_run_directory(load_config(TINY, [f"run_dir={tmp_path}", text]))
+
+
+@pytest.mark.parametrize(
+    ("text", "key"),
+    [
+        ("model.num_layers=3", "model.num_layers (there 2, now 3)"),
+        ("seed=1", "seed (there 1234, now 1)"),
+        ("batch.global_batch_size=32", "batch.global_batch_size"),
+        ("data.corpora.0.name=other", "data.corpora.0.name"),
+        ("optimizer.lr=0.5", "optimizer.lr"),
+    ],
+)
+def test_another_run_is_refused_by_key(tmp_path: Path, text: str, key: str) -> None:
+    start_in(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        check_run_directory(load_config(TINY, [f"run_dir={tmp_path}", text]))
+    assert key in str(caught.value)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_an_unreadable_config_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(": [")
+    with pytest.raises(ConfigError, match="cannot read"):
+        check_run_directory(load_config(TINY, [f"run_dir={tmp_path}"]))
+
+
+def test_a_new_directory_is_fine(tmp_path: Path) -> None:
+    check_run_directory(load_config(TINY, [f"run_dir={tmp_path / 'new'}"]))
