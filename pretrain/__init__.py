@@ -2,6 +2,6 @@
 
 import warnings
 
-# megatron-core warns at import about Apex and Transformer Engine and about settings that we choose on purpose;
-# on every rank these lines bury what a run has to say.
+# megatron-core warns at import about Apex and Transformer Engine and about settings that we choose on
+# purpose; on every rank these lines bury what a run has to say.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\..*")

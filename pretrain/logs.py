@@ -31,12 +31,14 @@ class _Tee:
 
 
 def log_rank_output(run_dir: Path, rank: int) -> None:
-    """Copy what this process prints (tracebacks too) into its log, under torchrun, deepspeed, srun or by hand."""
+    """Copy what this process prints, tracebacks too, into its log where no `headwater launch` does it."""
     if LAUNCHER_VARIABLE in os.environ:
         return
     path = run_dir / "logs" / f"rank-{rank}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
     log = path.open("a", encoding="utf-8", buffering=1)
-    log.write(f"--- rank {rank}, pid {os.getpid()}, {datetime.now().astimezone().isoformat(timespec='seconds')}\n")
-    sys.stdout = _Tee(sys.stdout, log)  # type: ignore[assignment]
-    sys.stderr = _Tee(sys.stderr, log)  # type: ignore[assignment]
+    log.write(
+        f"--- rank {rank}, pid {os.getpid()}, {datetime.now().astimezone().isoformat(timespec='seconds')}\n"
+    )
+    sys.stdout = _Tee(sys.stdout, log)
+    sys.stderr = _Tee(sys.stderr, log)

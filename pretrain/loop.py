@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
@@ -32,10 +33,17 @@ class Stream(Protocol):
 
     consumed_samples: int
 
-    def __next__(self) -> list[MicroBatch]: ...
-    def state_dict(self) -> dict[str, Any]: ...
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-    def epochs(self) -> dict[str, float]: ...
+    def __next__(self) -> list[MicroBatch]:
+        """The next optimizer step's micro-batches."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The cursor, JSON-able."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on behind a cursor."""
+
+    def epochs(self) -> dict[str, float]:
+        """Passes over each corpus so far."""
 
 
 @dataclass(kw_only=True)
@@ -79,7 +87,11 @@ def _fit(job: Job, metrics: Metrics, step: int) -> int:
         step += 1
         if step % training.log_interval == 0 or step == training.train_steps:
             _log_step(job, metrics, step, lr, result, clock)
-        if job.evaluate and training.eval_interval and _due(step, training.eval_interval, training.train_steps):
+        if (
+            job.evaluate
+            and training.eval_interval
+            and _due(step, training.eval_interval, training.train_steps)
+        ):
             _log_evaluation(job, metrics, step)
             clock.restart(step)
         if step % job.config.checkpoint.save_interval == 0:
@@ -96,7 +108,7 @@ def _fit(job: Job, metrics: Metrics, step: int) -> int:
 
 @contextmanager
 def claim_run_directory(config: JobConfig, topology: Topology) -> Iterator[None]:
-    """Hold a run directory: checked against its earlier config, locked against a second job, config.yaml written.
+    """Check a run directory against its earlier config, lock it against a second job, write config.yaml.
 
     Raises:
         ConfigError: On every rank, if it belongs to another config or another job is using it.
@@ -125,13 +137,17 @@ def _lock(run_dir: Path) -> TextIO:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise ConfigError(f"run_dir: another job is training in {run_dir}; wait for it or choose another run_dir") from None
+        raise ConfigError(
+            f"run_dir: another job is training in {run_dir}; wait for it or choose another run_dir"
+        ) from None
     return lock
 
 
 def _resume(job: Job) -> int:
     """Load the newest checkpoint that verifies; returns its step, 0 without one."""
-    found: Found = broadcast_from_main(find_newest(Path(job.config.run_dir)) if job.topology.is_main else None)
+    found: Found = broadcast_from_main(
+        find_newest(Path(job.config.run_dir)) if job.topology.is_main else None
+    )
     if job.topology.is_main:
         for text in found.passed_over:
             print(f"warning: {text}", flush=True)
@@ -176,7 +192,11 @@ def _log_step(job: Job, metrics: Metrics, step: int, lr: float, result: StepMetr
     samples = job.stream.consumed_samples
     values = dict(result.losses)
     values |= {"grad_norm": result.grad_norm, "lr": lr}
-    values |= {"consumed_samples": samples, "consumed_tokens": samples * batch.seq_length, "step_seconds": seconds}
+    values |= {
+        "consumed_samples": samples,
+        "consumed_tokens": samples * batch.seq_length,
+        "step_seconds": seconds,
+    }
     values["tokens_per_second"] = batch.global_batch_size * batch.seq_length / seconds
     if job.flops_per_step:
         values["model_tflops"] = job.flops_per_step / seconds / 1e12
@@ -185,10 +205,10 @@ def _log_step(job: Job, metrics: Metrics, step: int, lr: float, result: StepMetr
             values["mfu"] = values["model_tflops"] / (peak * job.topology.world_size)
     values |= {f"epoch/{name}": epoch for name, epoch in job.stream.epochs().items()}
     metrics.write(step, values)
-    left = seconds * (total - step)
+    left = timedelta(seconds=int(seconds * (total - step)))
     metrics.live(
         f"step {step}/{total} | loss {values['loss']:.4f} | grad norm {result.grad_norm:.2f} | lr {lr:.2e} | "
-        f"{values['tokens_per_second']:,.0f} tokens/s | ETA {int(left // 3600)}:{int(left // 60) % 60:02d}:{int(left) % 60:02d}"
+        f"{values['tokens_per_second']:,.0f} tokens/s | ETA {left}"
     )
 
 

@@ -42,7 +42,8 @@ class SilentMetrics:
 class RunMetrics:
     """metrics.jsonl and tensorboard/ of a run directory, continued after `step`.
 
-    Rows beyond `step`, written by an attempt that died before its next checkpoint, are dropped, so each step stands once.
+    Rows beyond `step`, written by an attempt that died before its next checkpoint, are dropped, so each step
+    stands once.
     """
 
     def __init__(self, run_dir: Path, step: int) -> None:
@@ -50,7 +51,9 @@ class RunMetrics:
 
         self._path = run_dir / "metrics.jsonl"
         if self._path.exists():
-            rows = [line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]
+            rows = [
+                line for line in self._path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step
+            ]
             write_text(self._path, "".join(f"{line}\n" for line in rows))
         self._file = self._path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
@@ -60,7 +63,9 @@ class RunMetrics:
     def __enter__(self) -> RunMetrics:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._end_live_line()
         self._file.close()
         self._board.close()

@@ -11,8 +11,8 @@ def learning_rate(config: JobConfig, step: int) -> float:
     """Learning rate of optimizer step `step`, counted from 0.
 
     Linear warm-up to `optimizer.lr` over `lr_warmup_steps` (step 0 already moves), then by `schedule.kind`:
-    cosine (Loshchilov & Hutter, 2017) or linear to `min_lr` at the last step; wsd (Hu et al., 2024), constant until the
-    last `wsd_decay_steps`, then linear; or constant.
+    cosine (Loshchilov & Hutter, 2017) or linear to `min_lr` at the last step; wsd (Hu et al., 2024), constant
+    until the last `wsd_decay_steps`, then linear; or constant.
     """
     schedule, peak, floor = config.schedule, config.optimizer.lr, config.optimizer.min_lr
     warmup, total = schedule.lr_warmup_steps, config.training.train_steps

@@ -32,8 +32,8 @@ class StepMetrics:
 def train_step(engine: Engine, micro_batches: Sequence[MicroBatch], lr: float) -> StepMetrics:
     """Forward and backward over this rank's micro-batches, then one update.
 
-    Every loss is divided by the global number of its targets in the step (all ranks, all micro-batches), so the
-    result does not depend on how samples are dealt to ranks, also where masks differ.
+    Every loss is divided by the global number of its targets in the step (all ranks, all micro-batches), so
+    the result does not depend on how samples are dealt to ranks, also where masks differ.
     """
     batches = [to_device(batch, engine.topology.device) for batch in micro_batches]
     weights = _objective(engine).loss_weights()
@@ -67,7 +67,10 @@ def evaluate(engine: Engine, steps: Iterable[Sequence[MicroBatch]]) -> dict[str,
 
 def to_device(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:
     """Arrays to tensors on the compute device."""
-    return {name: torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True) for name, array in batch.items()}
+    return {
+        name: torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
+        for name, array in batch.items()
+    }
 
 
 def _objective(engine: Engine) -> PretrainingModel:

@@ -21,7 +21,9 @@ EXAMPLES = """examples:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train the run that a config describes; returns the exit code."""
-    arguments = parse_arguments("pretrain", "Train the run that a config describes, or go on with it.", EXAMPLES, argv)
+    arguments = parse_arguments(
+        "pretrain", "Train the run that a config describes, or go on with it.", EXAMPLES, argv
+    )
     from pretrain.config import load_config
 
     # A wrong config is answered before torch is imported.
@@ -31,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return pretrain(config)
 
 
-def parse_arguments(name: str, description: str, examples: str, argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments of every training command: --config, --set, and --local_rank, which some launchers add."""
+def parse_arguments(
+    name: str, description: str, examples: str, argv: Sequence[str] | None
+) -> argparse.Namespace:
+    """The arguments of every training command: --config, --set, and --local_rank, which launchers add."""
     parser = argparse.ArgumentParser(
         prog=f"headwater {name}",
         description=description,
@@ -41,9 +45,16 @@ def parse_arguments(name: str, description: str, examples: str, argv: Sequence[s
     )
     parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="A.B=C", help="override a key; repeatable"
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="A.B=C",
+        help="override a key; repeatable",
     )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)  # ranks read LOCAL_RANK
+    parser.add_argument(
+        "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
+    )  # ranks read LOCAL_RANK
     return parser.parse_args(argv)
 
 
@@ -61,7 +72,11 @@ def run_main(main: Callable[[], int]) -> int:
         if not code:
             raise
         rank = os.environ.get("RANK", "0")
-        print(f"headwater: error: {'' if rank == '0' else f'[rank {rank}] '}{error}", file=sys.stderr, flush=True)
+        print(
+            f"headwater: error: {'' if rank == '0' else f'[rank {rank}] '}{error}",
+            file=sys.stderr,
+            flush=True,
+        )
     return code
 
 

@@ -51,7 +51,11 @@ class RankState:
             self.fragments = list(self._stage3_fragments())
         else:
             bf16_wrapper = hasattr(optimizer, "fp32_groups_flat_partition")
-            self._keys = list(optimizer.fp32_groups_flat_partition if bf16_wrapper else optimizer.single_partition_of_fp32_groups)
+            self._keys = list(
+                optimizer.fp32_groups_flat_partition
+                if bf16_wrapper
+                else optimizer.single_partition_of_fp32_groups
+            )
             self.fragments = list(self._mapped_fragments())
         self.flats = [key.data.view(-1) for key in self._keys]
 
@@ -75,7 +79,11 @@ class RankState:
 
     def view(self, fragment: Fragment, kind: str) -> Tensor:
         """The elements of a fragment, writable: master weights or a moment."""
-        flat = self.flats[fragment.flat] if kind == "master" else self._inner.state[self._keys[fragment.flat]][kind].view(-1)
+        flat = (
+            self.flats[fragment.flat]
+            if kind == "master"
+            else self._inner.state[self._keys[fragment.flat]][kind].view(-1)
+        )
         return flat.narrow(0, fragment.flat_start, fragment.numel)
 
     def refresh_model(self, name: str, shard: Tensor) -> None:
@@ -96,6 +104,7 @@ class RankState:
 
     def _mapped_fragments(self) -> Iterator[Fragment]:
         """Stages 1 and 2: DeepSpeed maps low-precision parameters to ranges of its flat partitions."""
+        parameter: Any
         for name, parameter in self._engine.model.named_parameters():
             mapping: Any = parameter._hp_mapping
             if mapping is not None:

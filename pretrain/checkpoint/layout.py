@@ -53,6 +53,7 @@ class ParameterLayout:
 def parameter_layouts(model: nn.Module, tensor_model_parallel_size: int) -> dict[str, ParameterLayout]:
     """Layout of every parameter of a live model, from megatron-core's attributes; also under ZeRO 3."""
     layouts = {}
+    parameter: Any
     for name, parameter in model.named_parameters():
         shape = list(getattr(parameter, "ds_shape", parameter.shape))  # ZeRO 3 empties `shape`
         tp_dim = None

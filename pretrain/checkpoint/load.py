@@ -47,7 +47,7 @@ class StateReader:
         return self.layouts[name].split(self.full(kind, name), rank, size)
 
     def _open(self, name: str) -> None:
-        handle = safe_open(self.directory / name, framework="pt")
+        handle: Any = safe_open(self.directory / name, framework="pt")
         tp_rank = int(name[len("state-tp") :].split("-")[0])
         for entry in json.loads(handle.metadata()["fragments"]):
             fragment = Fragment(**entry)
@@ -63,7 +63,10 @@ class StateReader:
             shard[fragment.start : fragment.start + fragment.numel] = stored[fragment.flat_start : end]
             covered += fragment.numel
         if covered != shard.numel():
-            raise CheckpointError(f"{self.directory}: {name}: {covered} of {shard.numel()} elements stored for TP rank {tp_rank}")
+            raise CheckpointError(
+                f"{self.directory}: {name}: {covered} of {shard.numel()} elements stored "
+                f"for tensor-parallel rank {tp_rank}"
+            )
         return shard.view(shape)
 
 
@@ -78,7 +81,9 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
     """
     reader = StateReader(directory)
     topology = engine.topology
-    _check_names(reader.layouts, parameter_layouts(engine.model, topology.tensor_model_parallel_size), directory)
+    _check_names(
+        reader.layouts, parameter_layouts(engine.model, topology.tensor_model_parallel_size), directory
+    )
     state = RankState(engine)
     steps = int(reader.manifest["optimizer_steps"])
     if steps:
@@ -90,7 +95,9 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
         for kind in KINDS if steps else KINDS[:1]:
             if kind in MOMENTS and not fragments[name]:
                 continue
-            shard = reader.shard(kind, name, topology.tensor_model_parallel_rank, topology.tensor_model_parallel_size)
+            shard = reader.shard(
+                kind, name, topology.tensor_model_parallel_rank, topology.tensor_model_parallel_size
+            )
             if kind == "master":
                 state.refresh_model(name, shard)
             for fragment in fragments[name]:
@@ -126,7 +133,10 @@ def tokenizer_path(directory: Path) -> Path:
 
 @torch.no_grad()
 def load_parameters(
-    model: nn.Module, parameters: Mapping[str, Tensor], topology: Topology, allow_missing: tuple[str, ...] = ()
+    model: nn.Module,
+    parameters: Mapping[str, Tensor],
+    topology: Topology,
+    allow_missing: tuple[str, ...] = (),
 ) -> None:
     """Copy whole parameters into a model that no engine owns yet, each rank its tensor-parallel slice.
 
@@ -141,19 +151,31 @@ def load_parameters(
     """
     rank, size = topology.tensor_model_parallel_rank, topology.tensor_model_parallel_size
     layouts = parameter_layouts(model, size)
-    needed = {name: layout for name, layout in layouts.items() if not name.startswith(allow_missing or ("\0",))}
-    given = {name: ParameterLayout(tuple(parameters[name].shape), None) for name in needed if name in parameters}
+    needed = {
+        name: layout for name, layout in layouts.items() if not name.startswith(allow_missing or ("\0",))
+    }
+    given = {
+        name: ParameterLayout(tuple(parameters[name].shape), None) for name in needed if name in parameters
+    }
     _check_names(given, needed, None)
     for name, parameter in model.named_parameters():
         if name in needed:
             parameter.copy_(needed[name].split(parameters[name], rank, size))
 
 
-def _check_names(saved: Mapping[str, ParameterLayout], wanted: Mapping[str, ParameterLayout], source: Path | None) -> None:
+def _check_names(
+    saved: Mapping[str, ParameterLayout], wanted: Mapping[str, ParameterLayout], source: Path | None
+) -> None:
     where = f"{source}: " if source else ""
     missing = [name for name in wanted if name not in saved]
     if missing:
-        raise CheckpointError(f"{where}the checkpoint has no {missing[0]} ({len(missing)} parameters missing); is it another model?")
+        raise CheckpointError(
+            f"{where}the checkpoint has no {missing[0]} ({len(missing)} parameters missing); "
+            "is it another model?"
+        )
     for name, layout in wanted.items():
         if saved[name].shape != layout.shape:
-            raise CheckpointError(f"{where}{name} has shape {saved[name].shape} in the checkpoint, the model wants {layout.shape}")
+            raise CheckpointError(
+                f"{where}{name} has shape {saved[name].shape} in the checkpoint, "
+                f"the model wants {layout.shape}"
+            )

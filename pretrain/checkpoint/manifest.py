@@ -1,7 +1,8 @@
-"""Checkpoint directories: naming, the manifest that completes one, verification, and choosing the newest good one.
+"""Checkpoint directories: names, the manifest that completes one, verification, the newest good one.
 
-A checkpoint is `<run>/checkpoints/step-XXXXXXXX/`. It is written under `.writing-...` and renamed when its manifest, the
-last file, is on disk; so a directory with the right name is complete unless the disk lied, which `verify` finds out.
+A checkpoint is `<run>/checkpoints/step-XXXXXXXX/`. It is written under `.writing-...` and renamed when its
+manifest, the last file, is on disk; so a directory with the right name is complete unless the disk lied,
+which `verify` finds out.
 """
 
 from __future__ import annotations
@@ -50,7 +51,11 @@ def step_directory(run_dir: Path, step: int) -> Path:
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Finished checkpoint directories, oldest first; not yet verified."""
     root = checkpoints_directory(run_dir)
-    return sorted(p for p in root.glob("step-*") if p.is_dir() and _NAME.fullmatch(p.name)) if root.is_dir() else []
+    return (
+        sorted(p for p in root.glob("step-*") if p.is_dir() and _NAME.fullmatch(p.name))
+        if root.is_dir()
+        else []
+    )
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -82,7 +87,9 @@ def verify(directory: Path) -> list[str]:
 
 def find_newest(run_dir: Path) -> Found:
     """The newest checkpoint that verifies; damaged ones are reported and left for inspection."""
-    passed_over = [f"{path}: half-written, ignored" for path in checkpoints_directory(run_dir).glob(".writing-*")]
+    passed_over = [
+        f"{path}: half-written, ignored" for path in checkpoints_directory(run_dir).glob(".writing-*")
+    ]
     for directory in reversed(list_checkpoints(run_dir)):
         problems = verify(directory)
         if not problems:
@@ -105,7 +112,9 @@ def find_checkpoint(path: Path) -> Path:
     found = find_newest(path)
     if found.directory is None:
         details = "".join(f"\n  - {text}" for text in found.passed_over)
-        raise CheckpointError(f"{path}: no usable checkpoint (looked in {checkpoints_directory(path)}){details}")
+        raise CheckpointError(
+            f"{path}: no usable checkpoint (looked in {checkpoints_directory(path)}){details}"
+        )
     return found.directory
 
 

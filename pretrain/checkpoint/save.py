@@ -33,7 +33,9 @@ from pretrain.config import JobConfig, dump_yaml
 from pretrain.parallel.zero import Engine
 
 
-def save_checkpoint(engine: Engine, config: JobConfig, trainer: Mapping[str, Any], extra_files: Mapping[str, Path]) -> Path:
+def save_checkpoint(
+    engine: Engine, config: JobConfig, trainer: Mapping[str, Any], extra_files: Mapping[str, Path]
+) -> Path:
     """Save weights, moments and the trainer's state; called by all ranks together.
 
     Args:
@@ -59,7 +61,9 @@ def save_checkpoint(engine: Engine, config: JobConfig, trainer: Mapping[str, Any
         "step": int(trainer["step"]),
         "optimizer_steps": state.optimizer_steps(),
         "trainer": dict(trainer),
-        "parameters": _layouts_json(parameter_layouts(engine.model, engine.topology.tensor_model_parallel_size)),
+        "parameters": _layouts_json(
+            parameter_layouts(engine.model, engine.topology.tensor_model_parallel_size)
+        ),
         "topology": {
             "tensor_model_parallel_size": engine.topology.tensor_model_parallel_size,
             "data_parallel_size": engine.topology.data_parallel_size,
@@ -67,24 +71,37 @@ def save_checkpoint(engine: Engine, config: JobConfig, trainer: Mapping[str, Any
             "precision": config.precision,
         },
     }
-    _gather_outcomes(lambda: _complete(writing, final, files, manifest, dump_yaml(config), extra_files) if main else {})
+    _gather_outcomes(
+        lambda: _complete(writing, final, files, manifest, dump_yaml(config), extra_files) if main else {}
+    )
     if main:
         _prune(run_dir, config.checkpoint.keep_last)
     return final
 
 
 def write_parameters(
-    directory: Path, parameters: Mapping[str, Tensor], layouts: Mapping[str, ParameterLayout], config: JobConfig, files: Mapping[str, Path]
+    directory: Path,
+    parameters: Mapping[str, Tensor],
+    layouts: Mapping[str, ParameterLayout],
+    config: JobConfig,
+    files: Mapping[str, Path],
 ) -> None:
     """Write a weights-only checkpoint (no moments, step 0) from whole parameters; one process."""
     writing = directory.with_name(f".writing-{directory.name}")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
     names = list(parameters)
-    tensors = {f"master/{i}": parameters[name].detach().float().contiguous().view(-1) for i, name in enumerate(names)}
+    tensors = {
+        f"master/{i}": parameters[name].detach().float().contiguous().view(-1) for i, name in enumerate(names)
+    }
     fragments = [Fragment(name, 0, i, 0, parameters[name].numel()) for i, name in enumerate(names)]
     written = _write_state_file(writing / _state_name(0, 0), tensors, fragments)
-    topology = {"tensor_model_parallel_size": 1, "data_parallel_size": 1, "zero_stage": 0, "precision": "fp32"}
+    topology = {
+        "tensor_model_parallel_size": 1,
+        "data_parallel_size": 1,
+        "zero_stage": 0,
+        "precision": "fp32",
+    }
     manifest = {
         "step": 0,
         "optimizer_steps": 0,
@@ -124,7 +141,12 @@ def _state_name(tp_rank: int, dp_rank: int) -> str:
 
 
 def _complete(  # noqa: PLR0913 (one call writes everything that belongs together)
-    writing: Path, final: Path, files: dict[str, Any], manifest: dict[str, Any], config: str, extra: Mapping[str, Path]
+    writing: Path,
+    final: Path,
+    files: dict[str, Any],
+    manifest: dict[str, Any],
+    config: str,
+    extra: Mapping[str, Path],
 ) -> dict[str, Any]:
     """Add config, copies and manifest, flush, and give the directory its name."""
     files = dict(files)
@@ -135,7 +157,10 @@ def _complete(  # noqa: PLR0913 (one call writes everything that belongs togethe
         flush(writing / name)
         files[name] = fingerprint(writing / name)
     versions = {name: version(name) for name in ("torch", "deepspeed", "megatron-core")}
-    write_json(writing / MANIFEST, manifest | {"format_version": FORMAT_VERSION, "files": files, "versions": versions})
+    write_json(
+        writing / MANIFEST,
+        manifest | {"format_version": FORMAT_VERSION, "files": files, "versions": versions},
+    )
     if final.exists():  # written by an attempt whose run then went back to an earlier step, or damaged
         _set_aside(final)
     os.rename(writing, final)
@@ -160,7 +185,9 @@ def _gather_outcomes(work: Any) -> dict[str, Any]:
     dist.all_gather_object(outcomes, outcome)
     errors = [o["error"] for o in outcomes if "error" in o]
     if errors:
-        raise CheckpointError(f"the checkpoint was not written ({'; '.join(errors)}); earlier checkpoints are untouched")
+        raise CheckpointError(
+            f"the checkpoint was not written ({'; '.join(errors)}); earlier checkpoints are untouched"
+        )
     return {name: info for o in outcomes for name, info in o["files"].items()}
 
 

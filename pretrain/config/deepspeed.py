@@ -11,8 +11,8 @@ from pretrain.config.schema import JobConfig
 def generated_keys(config: JobConfig, world_size: int) -> dict[str, Any]:
     """The keys that Headwater decides.
 
-    `optimizer` and `scheduler` are absent because we hand DeepSpeed our own objects. Stages 1 to 3 clip inside DeepSpeed,
-    which knows the partitions; stage 0 clips in `pretrain.parallel.zero`.
+    `optimizer` and `scheduler` are absent because we hand DeepSpeed our own objects. Stages 1 to 3 clip
+    inside DeepSpeed, which knows the partitions; stage 0 clips in `pretrain.parallel.zero`.
     """
     stage = config.parallel.zero_stage
     zero: dict[str, Any] = {"stage": stage}
@@ -41,12 +41,18 @@ def contradictions(config: JobConfig, world_size: int) -> list[str]:
     """Keys of the `deepspeed:` section that disagree with what is generated, one sentence each."""
     problems: list[str] = []
     _compare(config.deepspeed, generated_keys(config, world_size), "deepspeed", problems)
-    for key, instead in (("optimizer", "optimizer:"), ("scheduler", "schedule:"), ("tensor_parallel", "parallel:")):
+    for key, instead in (
+        ("optimizer", "optimizer:"),
+        ("scheduler", "schedule:"),
+        ("tensor_parallel", "parallel:"),
+    ):
         if key in config.deepspeed:
             problems.append(f"deepspeed.{key}: Headwater sets this up itself; use the section `{instead}`")
     for key, own in (("fp16", "fp16"), ("bf16", "bf16")):
         if key in config.deepspeed and config.precision != own:
-            problems.append(f"deepspeed.{key}: contradicts precision: {config.precision}; set `precision: {own}`")
+            problems.append(
+                f"deepspeed.{key}: contradicts precision: {config.precision}; set `precision: {own}`"
+            )
     return problems
 
 
@@ -62,7 +68,9 @@ def _compare(extra: dict[str, Any], ours: dict[str, Any], path: str, problems: l
         if isinstance(value, dict) and isinstance(ours[key], dict):
             _compare(value, ours[key], f"{path}.{key}", problems)
         elif value != ours[key]:
-            problems.append(f"{path}.{key}: {value!r} contradicts {ours[key]!r}, which follows from the run config")
+            problems.append(
+                f"{path}.{key}: {value!r} contradicts {ours[key]!r}, which follows from the run config"
+            )
 
 
 def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def parameter_count(model: ModelSection) -> int:
     """Parameters of the whole model with its padded embedding, heads included.
 
     Per layer: attention 4h^2 + 4h, MLP 2hf + h + f, two norms 4h. GPT adds the final norm; BERT adds token
-    types, the embedding norm (post-norm) or final norm (pre-norm), the MLM transform, its bias, pooler and NSP head.
+    types, the embedding norm (post-norm) or final norm (pre-norm), the MLM transform, its bias, pooler and
+    NSP head.
     """
     h, f, vocab = model.hidden_size, model.ffn_hidden_size, padded_vocab_size(model)
     layer = 4 * h * h + 4 * h + 2 * h * f + h + f + 4 * h
@@ -46,10 +47,11 @@ def parameter_count(model: ModelSection) -> int:
 
 
 def train_flops_per_token(model: ModelSection, seq_length: int) -> float:
-    """Model FLOPs of forward and backward for one token (Narayanan et al., 2021, appendix): no recompute counted.
+    """Model FLOPs, forward and backward, of the layers for one token; no recompute counted.
 
-    6 x (weights in matrix products, output projection included) + 12 x layers x hidden x seq_length for the attention scores.
-    BERT's vocabulary projection runs on the masked share only, which callers scale by `vocab_fraction`.
+    6 x (weights in matrix products) + 12 x layers x hidden x seq_length for the attention scores (Narayanan et
+    al., 2021, appendix). The vocabulary projection is apart, in `head_flops_per_token`: BERT runs it on masked
+    positions only.
     """
     h, f = model.hidden_size, model.ffn_hidden_size
     matrix = model.num_layers * (4 * h * h + 2 * h * f)

@@ -23,10 +23,11 @@ MAY_CHANGE = (
     "data.tokenizer",
     "data.verify_blocks",
 )
-"""Layout, precision, intervals and paths may differ when a run goes on; everything else is the run's identity.
+"""Layout, precision, intervals and paths may differ when a run goes on; everything else is the run's
+identity.
 
-Corpora that moved are still recognised: the data cursor holds the hash of each manifest. `training.train_steps` may
-grow or shrink; the learning-rate schedule then follows the new length.
+Corpora that moved are still recognised: the data cursor holds the hash of each manifest.
+`training.train_steps` may grow or shrink; the learning-rate schedule then follows the new length.
 """
 
 
@@ -47,7 +48,9 @@ def check_run_directory(config: JobConfig) -> None:
     try:
         stored = _identifying(yaml.safe_load(path.read_text(encoding="utf-8")))
     except (OSError, yaml.YAMLError, AttributeError) as error:
-        raise ConfigError(f"run_dir: cannot read {path}: {error}; choose another run_dir or remove it") from error
+        raise ConfigError(
+            f"run_dir: cannot read {path}: {error}; choose another run_dir or remove it"
+        ) from error
     wanted = identity(config)
     changed = [
         f"{key} (there {stored.get(key)!r}, now {wanted.get(key)!r})"
@@ -56,7 +59,8 @@ def check_run_directory(config: JobConfig) -> None:
     ]
     if changed:
         raise ConfigError(
-            f"run_dir: {config.run_dir} belongs to another config; choose another run_dir. It differs in: {', '.join(changed)}"
+            f"run_dir: {config.run_dir} belongs to another config; choose another run_dir. "
+            f"It differs in: {', '.join(changed)}"
         )
 
 
@@ -70,7 +74,11 @@ def _may_change(key: str) -> bool:
 
 def _flat(value: Any, path: str) -> dict[str, Any]:
     if isinstance(value, dict):
-        return {k: v for name, child in value.items() for k, v in _flat(child, f"{path}.{name}" if path else name).items()}
+        return {
+            k: v
+            for name, child in value.items()
+            for k, v in _flat(child, f"{path}.{name}" if path else name).items()
+        }
     if isinstance(value, list):
         return {k: v for i, child in enumerate(value) for k, v in _flat(child, f"{path}.{i}").items()}
     return {path: value}

@@ -27,7 +27,9 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=deep)
             if key in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", key_node.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -88,7 +90,9 @@ def dump_yaml(config: BaseModel) -> str:
 def _apply_override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(f"--set {text!r}: write section.key=value, for example --set batch.micro_batch_size=4")
+        raise ConfigError(
+            f"--set {text!r}: write section.key=value, for example --set batch.micro_batch_size=4"
+        )
     try:
         parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
@@ -119,7 +123,11 @@ def _child(node: Any, name: str, text: str) -> Any:
 
 def _describe(section: type[BaseModel], error: ErrorDetails) -> str:
     # pydantic puts the tag of a discriminated union ("gpt", "bert") into the location; users never wrote it.
-    loc = [part for i, part in enumerate(error["loc"]) if not (i == 1 and error["loc"][0] == "model" and part in ("gpt", "bert"))]
+    loc = [
+        part
+        for i, part in enumerate(error["loc"])
+        if not (i == 1 and error["loc"][0] == "model" and part in ("gpt", "bert"))
+    ]
     name = ".".join(str(part) for part in loc) or "config"
     if error["type"] == "extra_forbidden":
         known = _keys_at(section, error["loc"][:-1])
@@ -137,7 +145,9 @@ def _keys_at(section: type[BaseModel], loc: Sequence[str | int]) -> list[str]:
     """Field names of the section that a location points to; tags of unions and list indices are steps too."""
     candidates = [section]
     for part in loc:
-        fields = [c.model_fields[part] for c in candidates if isinstance(part, str) and part in c.model_fields]
+        fields = [
+            c.model_fields[part] for c in candidates if isinstance(part, str) and part in c.model_fields
+        ]
         if fields:
             candidates = [found for field in fields for found in _sections_in(field.annotation)]
         elif isinstance(part, str):

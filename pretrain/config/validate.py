@@ -11,13 +11,13 @@ def layout_problem(zero_stage: int, tensor_model_parallel_size: int, precision: 
     """Why this combination is refused, or None when it is allowed.
 
     Allowed: ZeRO 1, 2, 3 at any TP and precision; ZeRO 0 in fp32 at any TP. Refused: ZeRO 0 in low precision,
-    where DeepSpeed 0.19.8 drops the gradients of tensor ranks > 0 from the norm (TP > 1) and cannot accumulate
-    gradients in fp32 (bf16). ZeRO 1 computes the same numbers with less memory.
+    where DeepSpeed 0.19.8 drops the gradients of tensor ranks > 0 from the norm (TP > 1) and cannot
+    accumulate gradients in fp32 (bf16). ZeRO 1 computes the same numbers with less memory.
     """
     if zero_stage == 0 and precision != "fp32":
         return (
-            f"parallel.zero_stage: 0 with precision: {precision} is not allowed (DeepSpeed's stage-0 optimizer "
-            "clips by a wrong gradient norm under tensor parallelism and accumulates in low precision); "
+            f"parallel.zero_stage: 0 with precision: {precision} is not allowed (DeepSpeed's stage-0 "
+            "optimizer clips by a wrong gradient norm under tensor parallelism and accumulates in low precision); "
             "use zero_stage: 1, which computes the same with less memory"
         )
     return None
@@ -62,7 +62,9 @@ def _model_problems(config: RunConfig) -> list[str]:
             f"model.max_position_embeddings: {model.max_position_embeddings}"
         )
     if model.kind == "bert" and config.batch.seq_length < 8:
-        problems.append(f"batch.seq_length: {config.batch.seq_length} is too short for BERT's sentence pairs (8 at least)")
+        problems.append(
+            f"batch.seq_length: {config.batch.seq_length} is too short for sentence pairs (8 at least)"
+        )
     return problems
 
 
@@ -70,14 +72,18 @@ def _schedule_problems(config: JobConfig) -> list[str]:
     schedule, steps = config.schedule, config.training.train_steps
     problems = []
     if schedule.lr_warmup_steps > steps:
-        problems.append(f"schedule.lr_warmup_steps: {schedule.lr_warmup_steps} exceeds training.train_steps: {steps}")
+        problems.append(
+            f"schedule.lr_warmup_steps: {schedule.lr_warmup_steps} exceeds training.train_steps: {steps}"
+        )
     if schedule.kind == "wsd" and not 0 < schedule.wsd_decay_steps <= steps - schedule.lr_warmup_steps:
         problems.append(
             f"schedule.wsd_decay_steps: {schedule.wsd_decay_steps} must be between 1 and train_steps - "
             f"lr_warmup_steps = {steps - schedule.lr_warmup_steps}"
         )
     if config.optimizer.min_lr > config.optimizer.lr:
-        problems.append(f"optimizer.min_lr: {config.optimizer.min_lr} exceeds optimizer.lr: {config.optimizer.lr}")
+        problems.append(
+            f"optimizer.min_lr: {config.optimizer.min_lr} exceeds optimizer.lr: {config.optimizer.lr}"
+        )
     return problems
 
 
@@ -97,11 +103,13 @@ def _batch_problems(config: JobConfig, world_size: int | None) -> list[str]:
             ]
         return []
     if world_size % tp:
-        return [f"parallel.tensor_model_parallel_size: {tp} does not divide the number of ranks: {world_size}"]
+        return [
+            f"parallel.tensor_model_parallel_size: {tp} does not divide the number of ranks: {world_size}"
+        ]
     dp = data_parallel_size(config, world_size)
     if batch.global_batch_size % (batch.micro_batch_size * dp):
         return [
-            f"batch.global_batch_size: {batch.global_batch_size} is not a multiple of batch.micro_batch_size x "
-            f"data-parallel size = {batch.micro_batch_size} x {dp} ({world_size} ranks / TP {tp})"
+            f"batch.global_batch_size: {batch.global_batch_size} is not a multiple of "
+            f"batch.micro_batch_size x data-parallel size = {batch.micro_batch_size} x {dp} ({world_size} ranks / TP {tp})"
         ]
     return []

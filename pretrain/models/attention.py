@@ -1,4 +1,4 @@
-"""Core attention on torch's scaled_dot_product_attention, in the place of megatron-core's own (which needs CUDA)."""
+"""Core attention on torch's scaled_dot_product_attention; megatron-core's own needs CUDA."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class SdpaCoreAttention(torch.nn.Module):
             query: [S, B, N, D]; key and value likewise.
             key: see query.
             value: see query.
-            attention_mask: [B, 1, 1, S] bool, True = may be attended to; None = all (or causal, by layer type).
+            attention_mask: [B, 1, 1, S] bool, True = may be attended to; None = all (or causal, by layer
+                type).
 
         Returns:
             [S, B, N * D], contiguous.
@@ -56,4 +57,6 @@ class SdpaCoreAttention(torch.nn.Module):
         return context.permute(2, 0, 1, 3).reshape(seq_length, batch, -1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=self.causal)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=self.causal
+        )

@@ -1,6 +1,7 @@
 """BERT (Devlin et al., 2019) composed from megatron-core's parallel parts.
 
-Legend: B micro_batch_size, S seq_length, H hidden_size, M masked positions in the micro-batch, V padded vocabulary.
+Legend: B micro_batch_size, S seq_length, H hidden_size, M masked positions in the micro-batch, V padded
+vocabulary.
 """
 
 from __future__ import annotations
@@ -40,7 +41,11 @@ class BertEmbeddings(nn.Module):
     def forward(self, tokens: Tensor, token_types: Tensor) -> Tensor:
         """[B, S] ids and segments to [S, B, H] activations."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
-        summed = self.word_embeddings(tokens) + self.position_embeddings(positions) + self.token_type_embeddings(token_types)
+        summed = (
+            self.word_embeddings(tokens)
+            + self.position_embeddings(positions)
+            + self.token_type_embeddings(token_types)
+        )
         hidden: Tensor = self.dropout(self.norm(summed)).transpose(0, 1).contiguous()
         return hidden
 
@@ -63,7 +68,8 @@ class BertLayer(nn.Module):
         """[S, B, H] to [S, B, H]; attention_mask as in SdpaCoreAttention."""
         if self.post_norm:
             hidden = self.attention_norm(hidden + self._attend(hidden, attention_mask))
-            return self.mlp_norm(hidden + self._feed_forward(hidden))
+            normed: Tensor = self.mlp_norm(hidden + self._feed_forward(hidden))
+            return normed
         hidden = hidden + self._attend(self.attention_norm(hidden), attention_mask)
         return hidden + self._feed_forward(self.mlp_norm(hidden))
 
@@ -85,12 +91,16 @@ class BertEncoder(nn.Module):
         super().__init__()
         self.model_config = model
         self.recompute = recompute == "full"
-        extra = {"activation_func": F.gelu}
-        if model.norm_position == "post":  # the paper's initialisation; pre-norm scales output layers by depth
+        extra: dict[str, Any] = {"activation_func": F.gelu}
+        if (
+            model.norm_position == "post"
+        ):  # the paper's initialisation; pre-norm scales output layers by depth
             extra["output_layer_init_method"] = init_method_normal(model.init_std)
         self.config = transformer_config(model, recompute="none", **layout, **extra)
         self.embeddings = BertEmbeddings(model, self.config)
-        self.layers = nn.ModuleList(BertLayer(model, self.config, number + 1) for number in range(model.num_layers))
+        self.layers = nn.ModuleList(
+            BertLayer(model, self.config, number + 1) for number in range(model.num_layers)
+        )
         pre = model.norm_position == "pre"
         self.final_norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon) if pre else nn.Identity()
         self.pooler = linear(model.hidden_size, model.hidden_size, model.init_std)
@@ -135,6 +145,7 @@ class BertMaskedLMHead(nn.Module):
 
     def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
         """[M, H] hidden states to [M, V / TP] logits."""
+        logits: Tensor
         logits, _ = self.output(self.norm(F.gelu(self.transform(hidden))), weight=word_embeddings)
         return logits
 
@@ -169,7 +180,8 @@ class BertForPreTraining(nn.Module):
             next_sentence_labels: [B] int64, 0 = B follows A, 1 = random.
 
         Returns:
-            {"mlm_loss", "nsp_loss"}: summed fp32 losses; without labels {"logits": [B, S, V / TP], "nsp_logits": [B, 2]}.
+            {"mlm_loss", "nsp_loss"}: summed fp32 losses; without labels {"logits": [B, S, V / TP],
+            "nsp_logits": [B, 2]}.
         """
         hidden, pooled = self.encoder(tokens, token_types, padding_mask)
         by_sample = hidden.transpose(0, 1).reshape(-1, hidden.shape[-1])  # [B * S, H]
@@ -189,7 +201,10 @@ class BertForPreTraining(nn.Module):
 
     def target_counts(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Predicted targets in a micro-batch, per loss."""
-        return {"mlm_loss": float(batch["masked_labels"].numel()), "nsp_loss": float(batch["next_sentence_labels"].numel())}
+        return {
+            "mlm_loss": float(batch["masked_labels"].numel()),
+            "nsp_loss": float(batch["next_sentence_labels"].numel()),
+        }
 
 
 def linear(inputs: int, outputs: int, std: float) -> nn.Linear:

@@ -31,7 +31,7 @@ class GPT(GPTModel):  # type: ignore[misc]
         )
         self.model_config = model
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, tokens: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Predict each next token.

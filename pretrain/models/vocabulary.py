@@ -14,7 +14,8 @@ def vocabulary_loss(logits: Tensor, labels: Tensor, vocab_size: int) -> Tensor:
     Args:
         logits: [..., V / TP], this rank's slice of the padded vocabulary. Overwritten.
         labels: [...] token ids.
-        vocab_size: Pieces of the tokenizer; the padding behind them takes no probability, so the loss does not
+        vocab_size: Pieces of the tokenizer; the padding behind them takes no probability, so the loss does
+            not
             depend on how far the embedding is padded.
 
     Returns:

@@ -1,7 +1,7 @@
 """The one place that knows whether ranks compute on CPU or CUDA.
 
-megatron-core draws its random numbers through `torch.cuda`. On a machine without CUDA, `use_cpu_rng` puts the CPU
-generator behind the same functions, so that dropout under tensor parallelism and activation recompute
+megatron-core draws its random numbers through `torch.cuda`. On a machine without CUDA, `use_cpu_rng` puts the
+CPU generator behind the same functions, so that dropout under tensor parallelism and activation recompute
 run the code that they run on a GPU.
 """
 

@@ -1,8 +1,8 @@
 """Random number streams as a pure function of (seed, step, rank): nothing to save, nothing to restore.
 
-Initialisation draws the same full weights on every rank and slices them, so it does not depend on TP. Dropout draws from
-two streams: the default one, equal on the tensor-parallel ranks of a data-parallel rank (replicated activations),
-and megatron-core's "model-parallel-rng", different on each (split activations).
+Initialisation draws the same full weights on every rank and slices them, so it does not depend on TP. Dropout
+draws from two streams: the default one, equal on the tensor-parallel ranks of a data-parallel rank
+(replicated activations), and megatron-core's "model-parallel-rng", different on each (split activations).
 """
 
 from __future__ import annotations

@@ -56,12 +56,13 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
     world_size = world_size_from_environment()
     if world_size % tensor_model_parallel_size:
         raise ConfigError(
-            f"parallel.tensor_model_parallel_size: {tensor_model_parallel_size} does not divide the number of ranks: {world_size}"
+            f"parallel.tensor_model_parallel_size: {tensor_model_parallel_size} does not divide "
+            f"the number of ranks: {world_size}"
         )
     if not dist.is_initialized():
         if world_size == 1 and "MASTER_ADDR" not in os.environ:
             os.environ["LOCAL_RANK"] = "0"  # DeepSpeed insists on it
-            dist.init_process_group(backend(device), store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(backend(device), store=_lone_store(), rank=0, world_size=1)
         else:
             dist.init_process_group(backend(device), timeout=timedelta(seconds=timeout_seconds))
     parallel_state.initialize_model_parallel(
@@ -78,6 +79,10 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
         tensor_model_parallel_group=parallel_state.get_tensor_model_parallel_group(),
         data_parallel_group=parallel_state.get_data_parallel_group(),
     )
+
+
+def _lone_store() -> dist.Store:
+    return dist.HashStore()  # type: ignore[attr-defined]  # public, but missing from __all__
 
 
 def leave_process_group() -> None:

@@ -1,8 +1,8 @@
 """The DeepSpeed engine: ZeRO over the data-parallel ranks of a tensor-parallel model.
 
 The traps of deepspeed 0.19.8 with megatron-core 0.16.1 are handled here and nowhere else:
-DeepSpeed divides gradients by the data-parallel size and losses by the accumulation steps, while our losses are
-already divided by the global number of targets; it computes no gradient norm at stage 0 in fp32.
+DeepSpeed divides gradients by the data-parallel size and losses by the accumulation steps, while our losses
+are already divided by the global number of targets; it computes no gradient norm at stage 0 in fp32.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class StepOutcome:
 class Engine:
     """A model on its ranks with its optimizer: forward, backward, step."""
 
-    def __init__(self, config: JobConfig, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology) -> None:
+    def __init__(
+        self, config: JobConfig, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology
+    ) -> None:
         _quiet_deepspeed()
         if topology.device.type == "cpu":
             # The shared-memory reducer would be compiled at first use, a minute; gloo reduces as well.
@@ -95,7 +97,8 @@ class Engine:
         )
         if self.deepspeed.dp_world_size != topology.data_parallel_size:
             raise RuntimeError(
-                f"DeepSpeed sees {self.deepspeed.dp_world_size} data-parallel ranks, expected {topology.data_parallel_size}"
+                f"DeepSpeed sees {self.deepspeed.dp_world_size} data-parallel ranks, "
+                f"expected {topology.data_parallel_size}"
             )
 
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -106,7 +109,8 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of a loss that is this rank's share of the global mean.
 
-        DeepSpeed averages over data-parallel ranks; multiplying by their number makes it the sum that the share needs.
+        DeepSpeed averages over data-parallel ranks; multiplying by their number makes it the sum that the
+        share needs.
         """
         self.deepspeed.backward(loss * self.topology.data_parallel_size, scale_wrt_gas=False)
         self._at_boundary = self.deepspeed.is_gradient_accumulation_boundary()
@@ -148,12 +152,12 @@ class Engine:
         deepspeed.utils.groups.mpu = None
 
     def _clip_whole_gradients(self) -> float:
-        """Global norm and clipping of unpartitioned gradients (stage 0), each replicated parameter counted once."""
+        """Clip unpartitioned gradients (stage 0); the global norm counts a replicated parameter once."""
         split = torch.zeros((), device=self.topology.device)
         whole = torch.zeros((), device=self.topology.device)
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        for parameter in parameters:
-            square = parameter.grad.float().pow(2).sum()
+        gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
+        for parameter, gradient in gradients:
+            square = gradient.float().pow(2).sum()
             if getattr(parameter, "tensor_model_parallel", False):
                 split += square
             else:
@@ -162,8 +166,8 @@ class Engine:
         norm = float((split + whole).sqrt())
         limit = self.config.optimizer.clip_grad
         if limit and norm > limit:
-            for parameter in parameters:
-                parameter.grad.mul_(limit / (norm + 1e-6))
+            for _, gradient in gradients:
+                gradient.mul_(limit / (norm + 1e-6))
         return norm
 
 

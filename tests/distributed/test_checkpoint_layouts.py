@@ -32,7 +32,10 @@ def pools() -> Iterator[dict[int, RankPool]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(pools: dict[int, RankPool]) -> dict[str, Any]:
-    return {kind: pools[1].run(TRAIN, kind=kind, layout=Layout(zero_stage=0), steps=BEFORE + AFTER)[0] for kind in ("gpt", "bert")}
+    return {
+        kind: pools[1].run(TRAIN, kind=kind, layout=Layout(zero_stage=0), steps=BEFORE + AFTER)[0]
+        for kind in ("gpt", "bert")
+    }
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,9 @@ def saved(pools: dict[int, RankPool], tmp_path_factory: pytest.TempPathFactory) 
     for name, (ranks, layout) in PLACES.items():
         for kind in ("gpt", "bert"):
             run_dir = str(tmp_path_factory.mktemp(f"{kind}-{name}"))
-            directories[kind, name] = pools[ranks].run(TRAIN, kind=kind, layout=layout, steps=BEFORE, save=run_dir)[0]["directory"]
+            directories[kind, name] = pools[ranks].run(
+                TRAIN, kind=kind, layout=layout, steps=BEFORE, save=run_dir
+            )[0]["directory"]
     return directories
 
 
@@ -66,7 +71,9 @@ def test_any_layout_to_any_other(
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("name", PLACES)
-def test_same_layout_is_bit_exact(pools: dict[int, RankPool], saved: dict[tuple[str, str], str], name: str) -> None:
+def test_same_layout_is_bit_exact(
+    pools: dict[int, RankPool], saved: dict[tuple[str, str], str], name: str
+) -> None:
     ranks, layout = PLACES[name]
     whole = pools[ranks].run(TRAIN, kind="gpt", layout=layout, steps=BEFORE + AFTER)[0]
     resumed = pools[ranks].run(TRAIN, kind="gpt", layout=layout, steps=AFTER, load=saved["gpt", name])[0]
@@ -78,6 +85,8 @@ def test_same_layout_is_bit_exact(pools: dict[int, RankPool], saved: dict[tuple[
 def test_bf16_resumes_from_fp32_master_weights(pools: dict[int, RankPool], tmp_path: Path) -> None:
     layout = Layout(2, 1, "bf16")
     whole = pools[2].run(TRAIN, kind="gpt", layout=layout, steps=BEFORE + AFTER)[0]
-    directory = pools[2].run(TRAIN, kind="gpt", layout=layout, steps=BEFORE, save=str(tmp_path))[0]["directory"]
+    directory = pools[2].run(TRAIN, kind="gpt", layout=layout, steps=BEFORE, save=str(tmp_path))[0][
+        "directory"
+    ]
     resumed = pools[2].run(TRAIN, kind="gpt", layout=layout, steps=AFTER, load=directory)[0]
     assert resumed["losses"] == whole["losses"][BEFORE:]

@@ -24,13 +24,18 @@ def pools() -> Iterator[dict[int, RankPool]]:
 @pytest.fixture(scope="module")
 def one_rank(pools: dict[int, RankPool]) -> dict[str, Any]:
     """One rank, ZeRO 0: plain torch AdamW without any partition."""
-    return {kind: pools[1].run(TRAIN, kind=kind, layout=Layout(zero_stage=0), steps=STEPS)[0] for kind in ("gpt", "bert")}
+    return {
+        kind: pools[1].run(TRAIN, kind=kind, layout=Layout(zero_stage=0), steps=STEPS)[0]
+        for kind in ("gpt", "bert")
+    }
 
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["gpt", "bert"])
 @pytest.mark.parametrize(("tp", "dp", "stage"), LAYOUTS)
-def test_fp32_equals_one_rank(pools: dict[int, RankPool], one_rank: dict[str, Any], kind: str, tp: int, dp: int, stage: int) -> None:
+def test_fp32_equals_one_rank(
+    pools: dict[int, RankPool], one_rank: dict[str, Any], kind: str, tp: int, dp: int, stage: int
+) -> None:
     results = pools[tp * dp].run(TRAIN, kind=kind, layout=Layout(tp, stage), steps=STEPS)
     for result in results:  # every rank reports the global loss
         assert result["losses"] == pytest.approx(one_rank[kind]["losses"], rel=1e-5)
@@ -40,7 +45,9 @@ def test_fp32_equals_one_rank(pools: dict[int, RankPool], one_rank: dict[str, An
 @pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["gpt", "bert"])
 @pytest.mark.parametrize(("tp", "stage"), [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)])
-def test_bf16_stays_near_fp32(pools: dict[int, RankPool], one_rank: dict[str, Any], kind: str, tp: int, stage: int) -> None:
+def test_bf16_stays_near_fp32(
+    pools: dict[int, RankPool], one_rank: dict[str, Any], kind: str, tp: int, stage: int
+) -> None:
     """bf16 keeps 8 bits of mantissa (relative rounding 2^-9); means over many tokens stay within 0.5 %."""
     result = pools[2].run(TRAIN, kind=kind, layout=Layout(tp, stage, "bf16"), steps=STEPS)[0]
     assert result["losses"] == pytest.approx(one_rank[kind]["losses"], rel=5e-3)
@@ -57,7 +64,11 @@ def test_dropout_streams(pools: dict[int, RankPool]) -> None:
     assert replicated[0, 0] == replicated[0, 1]
     assert replicated[1, 0] == replicated[1, 1]
     assert replicated[0, 0] != replicated[1, 0]
-    everything = [r["split"] for r in ranks + later] + [replicated[0, 0], replicated[1, 0], later[0]["replicated"]]
+    everything = [r["split"] for r in ranks + later] + [
+        replicated[0, 0],
+        replicated[1, 0],
+        later[0]["replicated"],
+    ]
     assert len({tuple(draw) for draw in everything}) == len(everything)
 
 
@@ -67,7 +78,9 @@ def test_dropout_keeps_replicas_equal_and_recompute_repeats_it(pools: dict[int, 
     dropout = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}
     plain = pools[2].run(TRAIN, kind=kind, layout=Layout(2, 1), steps=3, extra=dropout)
     assert plain[0]["replicated"] == plain[1]["replicated"]
-    again = pools[2].run(TRAIN, kind=kind, layout=Layout(2, 1), steps=3, extra=dropout | {"training": {"recompute": "full"}})
+    again = pools[2].run(
+        TRAIN, kind=kind, layout=Layout(2, 1), steps=3, extra=dropout | {"training": {"recompute": "full"}}
+    )
     assert again[0]["losses"] == plain[0]["losses"]
     assert again[0]["norms"] == pytest.approx(plain[0]["norms"], rel=1e-6)
     without = pools[2].run(TRAIN, kind=kind, layout=Layout(2, 1), steps=3)

@@ -25,7 +25,10 @@ def refuse(command: list[str]) -> str:
     [
         ("batch.micro_bach_size=2", "batch.micro_bach_size: unknown key; did you mean 'micro_batch_size'?"),
         ("batch.global_batch_size=7", "batch.global_batch_size: 7 is not a multiple"),
-        ("model.num_attention_heads=1", "parallel.tensor_model_parallel_size: 2 does not divide model.num_attention_heads: 1"),
+        (
+            "model.num_attention_heads=1",
+            "parallel.tensor_model_parallel_size: 2 does not divide model.num_attention_heads: 1",
+        ),
         ("precision=fp64", "precision:"),
         ("deepspeed.gradient_clipping=3.0", "deepspeed.gradient_clipping: 3.0 contradicts 1.0"),
     ],
@@ -54,10 +57,26 @@ def test_tokenizer_of_another_corpus(corpus: Path, tmp_path: Path) -> None:
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
     documents = corpus.parent / "docs" / "corpus.jsonl"
-    other = ["--vocab-size", "1000", "--max-train-mb", "0.5", "--model-type", "bpe", "--out", str(tmp_path / "other.model")]
+    other = [
+        "--vocab-size",
+        "1000",
+        "--max-train-mb",
+        "0.5",
+        "--model-type",
+        "bpe",
+        "--out",
+        str(tmp_path / "other.model"),
+    ]
     code, output = finish(start([*HEADWATER, "data", "tokenizer", "--input", str(documents), *other]))
     assert code == 0, output
-    output = refuse([*LAUNCH, *tiny_run("gpt", copy, tmp_path / "run"), "--set", f"data.tokenizer={tmp_path / 'other.model'}"])
+    output = refuse(
+        [
+            *LAUNCH,
+            *tiny_run("gpt", copy, tmp_path / "run"),
+            "--set",
+            f"data.tokenizer={tmp_path / 'other.model'}",
+        ]
+    )
     assert "tokenizer" in output
 
 
@@ -69,7 +88,19 @@ def test_vocabulary_of_another_size(corpus: Path, tmp_path: Path) -> None:
 def test_empty_corpus(tmp_path: Path) -> None:
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    output = refuse([*HEADWATER, "data", "tokenizer", "--input", str(empty), "--vocab-size", "1000", "--out", str(tmp_path / "t.model")])
+    output = refuse(
+        [
+            *HEADWATER,
+            "data",
+            "tokenizer",
+            "--input",
+            str(empty),
+            "--vocab-size",
+            "1000",
+            "--out",
+            str(tmp_path / "t.model"),
+        ]
+    )
     assert "empty.jsonl" in output or "no document" in output
 
 

@@ -11,7 +11,15 @@ from tests.support.runs import HEADWATER, rows, run, tiny_run
 
 LAUNCHERS = {
     "headwater": [*HEADWATER, "launch", "local", "--nproc", "2"],
-    "torchrun": [str(Path(sys.executable).parent / "torchrun"), "--nproc_per_node", "2", "--master_port", "0", "-m", "pretrain.train"],
+    "torchrun": [
+        str(Path(sys.executable).parent / "torchrun"),
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "0",
+        "-m",
+        "pretrain.train",
+    ],
     "deepspeed": [
         str(Path(sys.executable).parent / "deepspeed"),
         "--num_gpus",
@@ -32,7 +40,16 @@ def test_every_launcher_gives_the_same_losses(corpus: Path, tmp_path: Path) -> N
     losses = {}
     for name, launcher in LAUNCHERS.items():
         run_dir = tmp_path / name.replace(" ", "-")
-        run([*launcher, *tiny_run("gpt", corpus, run_dir, steps=3), "--set", "model.hidden_dropout=0.0", "--set", "model.attention_dropout=0.0"])
+        run(
+            [
+                *launcher,
+                *tiny_run("gpt", corpus, run_dir, steps=3),
+                "--set",
+                "model.hidden_dropout=0.0",
+                "--set",
+                "model.attention_dropout=0.0",
+            ]
+        )
         losses[name] = [row["loss"] for row in rows(run_dir) if "loss" in row]
         assert (run_dir / "logs" / "rank-0.log").read_text().count("complete: 3 steps") == 1
     for name, values in losses.items():

@@ -35,14 +35,22 @@ def test_undisturbed_run_is_complete(undisturbed: dict[str, Path]) -> None:
     assert last["consumed_samples"] == 64
     assert last["consumed_tokens"] == 64 * 64
     assert 0 < last["epoch/corpus"] < 1
-    for part in ("config.yaml", "tensorboard", "logs/rank-0.log", "logs/rank-1.log", "checkpoints/step-00000008/manifest.json"):
+    for part in (
+        "config.yaml",
+        "tensorboard",
+        "logs/rank-0.log",
+        "logs/rank-1.log",
+        "checkpoints/step-00000008/manifest.json",
+    ):
         assert (undisturbed["bert"] / part).exists(), part
     kept = sorted(p.name for p in (undisturbed["bert"] / "checkpoints").iterdir())
     assert kept == ["step-00000006", "step-00000008"]  # keep_last: 2
 
 
 @pytest.mark.parametrize("kind", ["gpt", "bert"])
-def test_kill_9_then_the_same_command(kind: str, corpus: Path, undisturbed: dict[str, Path], tmp_path: Path) -> None:
+def test_kill_9_then_the_same_command(
+    kind: str, corpus: Path, undisturbed: dict[str, Path], tmp_path: Path
+) -> None:
     command = [*LAUNCH, *tiny_run(kind, corpus, tmp_path / kind), *LAYOUT[kind]]
     process = start(command)
     wait_for_step(tmp_path / kind, 4)

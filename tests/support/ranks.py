@@ -34,7 +34,9 @@ class RankPool:
     def __enter__(self) -> RankPool:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for process in self._processes:
             process.kill()
             process.join()
@@ -84,7 +86,9 @@ def _call(function: str, arguments: dict[str, Any], call: int) -> Any:
 
     store = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), is_master=False)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", store=dist.PrefixStore(f"call-{call}", store), rank=rank, world_size=world_size)
+    dist.init_process_group(
+        "gloo", store=dist.PrefixStore(f"call-{call}", store), rank=rank, world_size=world_size
+    )
     module, name = function.split(":")
     result = getattr(importlib.import_module(module), name)(**arguments)
     dist.barrier()

@@ -40,7 +40,11 @@ def tiny_config(kind: str, layout: Layout, run_dir: str = "unused", **extra: Any
         "run_dir": run_dir,
         "seed": 7,
         "model": model,
-        "batch": {"micro_batch_size": MICRO_BATCH_SIZE, "global_batch_size": GLOBAL_BATCH_SIZE, "seq_length": SEQ_LENGTH},
+        "batch": {
+            "micro_batch_size": MICRO_BATCH_SIZE,
+            "global_batch_size": GLOBAL_BATCH_SIZE,
+            "seq_length": SEQ_LENGTH,
+        },
         "optimizer": {"lr": 1e-3, "weight_decay": 0.1, "clip_grad": 0.5},
         "parallel": {"tensor_model_parallel_size": layout.tp, "zero_stage": layout.zero_stage},
         "precision": layout.precision,
@@ -51,7 +55,8 @@ def tiny_config(kind: str, layout: Layout, run_dir: str = "unused", **extra: Any
 
 
 def global_batch(kind: str, step: int) -> list[dict[str, np.ndarray]]:
-    """The samples of optimizer step `step`, one micro-batch-shaped dict each; mask counts differ on purpose."""
+    """The samples of optimizer step `step`, one micro-batch-shaped dict each; mask counts differ on
+    purpose."""
     rng = np.random.default_rng([11, step])
     samples = []
     for index in range(GLOBAL_BATCH_SIZE):

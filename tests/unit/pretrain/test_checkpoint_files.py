@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from pretrain.checkpoint import CheckpointError, find_checkpoint, find_newest, read_config, read_parameters, write_parameters
+from pretrain.checkpoint import (
+    CheckpointError,
+    find_checkpoint,
+    find_newest,
+    read_config,
+    read_parameters,
+    write_parameters,
+)
 from pretrain.checkpoint.layout import ParameterLayout
 from pretrain.checkpoint.manifest import step_directory, verify
 from pretrain.config import load_config

@@ -8,12 +8,19 @@ import pytest
 
 from pretrain.config import ConfigError, dump_yaml, load_config
 from pretrain.config.deepspeed import deepspeed_config
-from pretrain.config.derive import data_parallel_size, gradient_accumulation_steps, padded_vocab_size, parameter_count
+from pretrain.config.derive import (
+    data_parallel_size,
+    gradient_accumulation_steps,
+    padded_vocab_size,
+    parameter_count,
+)
 from pretrain.config.validate import layout_problem
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = REPOSITORY / "configs" / "gpt" / "tiny.yaml"
-RUN_CONFIGS = sorted(p for group in ("gpt", "bert", "demo") for p in (REPOSITORY / "configs" / group).glob("*.yaml"))
+RUN_CONFIGS = sorted(
+    p for group in ("gpt", "bert", "demo") for p in (REPOSITORY / "configs" / group).glob("*.yaml")
+)
 
 
 def problems(*overrides: str, world_size: int | None = None) -> list[str]:
@@ -29,7 +36,9 @@ def test_every_shipped_run_config_loads(path: Path) -> None:
 
 
 def test_overrides_are_read_as_yaml_and_typed() -> None:
-    config = load_config(TINY, ["optimizer.lr=3e-4", "data.corpora.0.path=/x y", "deepspeed.a.b=[1, 2]", "data.tokenizer=null"])
+    config = load_config(
+        TINY, ["optimizer.lr=3e-4", "data.corpora.0.path=/x y", "deepspeed.a.b=[1, 2]", "data.tokenizer=null"]
+    )
     assert config.optimizer.lr == 3e-4
     assert config.data.corpora[0].path == "/x y"
     assert config.deepspeed == {"a": {"b": [1, 2]}}
@@ -43,7 +52,9 @@ def test_dumped_config_loads_back(tmp_path: Path) -> None:
 
 
 def test_all_unknown_keys_are_reported_with_the_nearest_key() -> None:
-    found = problems("model.hiden_size=3", "batch.micro_bach_size=3", "modle.x=1", "data.corpora.0.wieght=2.0")
+    found = problems(
+        "model.hiden_size=3", "batch.micro_bach_size=3", "modle.x=1", "data.corpora.0.wieght=2.0"
+    )
     assert "model.hiden_size: unknown key; did you mean 'hidden_size'?" in found
     assert "batch.micro_bach_size: unknown key; did you mean 'micro_batch_size'?" in found
     assert "modle: unknown key; did you mean 'model'?" in found
@@ -57,19 +68,36 @@ def test_a_key_of_the_other_model_is_unknown() -> None:
 
 
 def test_all_cross_section_problems_at_once() -> None:
-    found = problems("parallel.tensor_model_parallel_size=3", "batch.seq_length=512", "schedule.lr_warmup_steps=999", world_size=4)
+    found = problems(
+        "parallel.tensor_model_parallel_size=3",
+        "batch.seq_length=512",
+        "schedule.lr_warmup_steps=999",
+        world_size=4,
+    )
     text = "\n".join(found)
-    for expected in ("num_attention_heads", "ffn_hidden_size", "max_position_embeddings", "lr_warmup_steps", "number of ranks: 4"):
+    for expected in (
+        "num_attention_heads",
+        "ffn_hidden_size",
+        "max_position_embeddings",
+        "lr_warmup_steps",
+        "number of ranks: 4",
+    ):
         assert expected in text
 
 
-@pytest.mark.parametrize("text", ["nonsense", "=3", "model.kind.deeper=1", "data.corpora.7.path=x", "batch.seq_length=[1"])
+@pytest.mark.parametrize(
+    "text", ["nonsense", "=3", "model.kind.deeper=1", "data.corpora.7.path=x", "batch.seq_length=[1"]
+)
 def test_malformed_overrides(text: str) -> None:
     assert f"--set {text!r}" in problems(text)[0]
 
 
 def test_duplicate_keys_and_bad_yaml_name_the_file(tmp_path: Path) -> None:
-    for content, expected in (("a: 1\na: 2\n", "given twice"), ("a: [", "not valid YAML"), ("- 1\n", "mapping")):
+    for content, expected in (
+        ("a: 1\na: 2\n", "given twice"),
+        ("a: [", "not valid YAML"),
+        ("- 1\n", "mapping"),
+    ):
         path = tmp_path / "run.yaml"
         path.write_text(content)
         with pytest.raises(ConfigError, match=expected) as caught:
@@ -94,14 +122,24 @@ def test_derived_numbers() -> None:
 
 def test_parameter_count_of_gpt2_small() -> None:
     """124,439,808 parameters with the published 50,257 rows (Radford et al., 2019, 12 layers of 768)."""
-    shape = ["num_layers=12", "hidden_size=768", "ffn_hidden_size=3072", "num_attention_heads=12", "max_position_embeddings=1024"]
+    shape = [
+        "num_layers=12",
+        "hidden_size=768",
+        "ffn_hidden_size=3072",
+        "num_attention_heads=12",
+        "max_position_embeddings=1024",
+    ]
     config = load_config(TINY, [f"model.{text}" for text in shape] + ["model.vocab_size=50257"])
     padding = (padded_vocab_size(config.model) - 50257) * 768
     assert parameter_count(config.model) - padding == 124_439_808
 
 
 def test_generated_deepspeed_config() -> None:
-    config = load_config(TINY, ["parallel.zero_stage=2", "precision=bf16", "deepspeed.zero_optimization.reduce_bucket_size=1000"], 2)
+    config = load_config(
+        TINY,
+        ["parallel.zero_stage=2", "precision=bf16", "deepspeed.zero_optimization.reduce_bucket_size=1000"],
+        2,
+    )
     generated = deepspeed_config(config, 2)
     assert generated["train_batch_size"] == 16
     assert generated["gradient_accumulation_steps"] == 2
@@ -110,11 +148,20 @@ def test_generated_deepspeed_config() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["deepspeed.train_batch_size=3", "deepspeed.zero_optimization.stage=3", "deepspeed.fp16.enabled=true", "deepspeed.optimizer.type=Adam"]
+    "text",
+    [
+        "deepspeed.train_batch_size=3",
+        "deepspeed.zero_optimization.stage=3",
+        "deepspeed.fp16.enabled=true",
+        "deepspeed.optimizer.type=Adam",
+    ],
 )
 def test_contradicting_deepspeed_keys_are_refused(text: str) -> None:
     key = text.partition("=")[0]
-    assert any(problem.startswith(key.rsplit(".", 1)[0]) or problem.startswith(key) for problem in problems(text, world_size=2))
+    assert any(
+        problem.startswith(key.rsplit(".", 1)[0]) or problem.startswith(key)
+        for problem in problems(text, world_size=2)
+    )
 
 
 def test_layout_table() -> None:

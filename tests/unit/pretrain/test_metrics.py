@@ -37,7 +37,9 @@ def test_lines_on_something_that_is_no_terminal(tmp_path: Path, capsys: pytest.C
     assert capsys.readouterr().err == "step 1\ndone\n"
 
 
-def test_live_line_is_rewritten_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_live_line_is_rewritten_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HEADWATER_TTY", "1")
     with RunMetrics(tmp_path, 0) as metrics:
         metrics.live("step 1")

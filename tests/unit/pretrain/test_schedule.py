@@ -14,7 +14,12 @@ TINY = Path(__file__).resolve().parents[3] / "configs" / "gpt" / "tiny.yaml"
 
 
 def config(*overrides: str) -> JobConfig:
-    base = ["optimizer.lr=0.1", "optimizer.min_lr=0.01", "training.train_steps=50", "schedule.lr_warmup_steps=0"]
+    base = [
+        "optimizer.lr=0.1",
+        "optimizer.min_lr=0.01",
+        "training.train_steps=50",
+        "schedule.lr_warmup_steps=0",
+    ]
     return load_config(TINY, base + list(overrides))
 
 

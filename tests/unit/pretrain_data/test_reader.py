@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_tools.errors import DataError
+from data_tools.shard_format import Manifest, load_manifest
+from pretrain.data import reader as reader_module
+from pretrain.data.reader import BlockReader
+from pretrain.data.sentences import SentenceTables, read_table
+from tests.unit.pretrain_data.support import marked_documents, marked_split, raw_stream, read_with_webdataset
+
+
+@pytest.fixture
+def manifest(tmp_path: Path) -> Manifest:
+    return marked_split(tmp_path / "train", marked_documents(np.random.default_rng(0), 50))
+
+
+def read(reader: BlockReader, start: int, length: int) -> np.ndarray:
+    return reader.read_tokens(np.array([start]), np.array([length]))[0]
+
+
+def open_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_ranges_equal_the_stream_read_by_webdataset(manifest):
+    stream = raw_stream(manifest.directory)
+    reader = BlockReader(manifest)
+    rng = np.random.default_rng(1)
+    starts = rng.integers(0, len(stream), 200)
+    lengths = rng.integers(0, len(stream) // 2, 200)
+    for start, length, got in zip(starts, lengths, reader.read_tokens(starts, lengths), strict=True):
+        assert np.array_equal(got, np.take(stream, np.arange(start, start + length), mode="wrap"))
+    rows = reader.read_rows(starts, 37)
+    assert rows.shape == (200, 37) and rows.dtype == np.uint16
+    assert np.array_equal(rows, np.take(stream, starts[:, None] + np.arange(37), mode="wrap"))
+    assert np.array_equal(read(reader, 0, 2 * len(stream)), np.tile(stream, 2))
+
+
+def test_documents_and_sentences_equal_those_read_by_webdataset(manifest):
+    reader = BlockReader(manifest)
+    blocks = read_with_webdataset(manifest.directory)
+    assert len(blocks) == len(manifest.blocks) > 10
+    for number, raw in enumerate(blocks):
+        assert np.array_equal(reader.documents(number), raw.document_lengths)
+        counts, lengths = reader.sentences(number)
+        assert np.array_equal(counts, raw.sentences_per_document)
+        assert np.array_equal(lengths, raw.sentence_lengths)
+
+
+def test_sentence_table_leaves_out_empty_sentences_and_documents(tmp_path):
+    documents = [[[10, 11], [], [12]], [], [[]], [[13], [14, 15]]]
+    manifest = marked_split(tmp_path / "train", documents, shards=1, per_block=4)
+    table = read_table(BlockReader(manifest), 0)
+    stream = raw_stream(manifest.directory)
+    sentences = [stream[a:b].tolist() for a, b in zip(table.starts, table.ends, strict=True)]
+    assert sentences == [[10, 11], [12], [13], [14, 15]]
+    assert table.first.tolist() == [0, 2, 4] and table.documents == 2
+
+
+def test_sentence_tables_stay_within_their_memory(manifest):
+    tables = SentenceTables(BlockReader(manifest), max_bytes=400)
+    for block in [*range(len(manifest.blocks)), 0, 1, 0]:
+        expected = read_table(tables.reader, block)
+        assert np.array_equal(tables.table(block).starts, expected.starts)
+        assert tables._bytes == sum(table.nbytes for table in tables._tables.values()) <= 400
+
+
+def flip_byte(path: Path, offset: int) -> None:
+    data = bytearray(path.read_bytes())
+    data[offset] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_token_is_found_and_named(manifest):
+    block = 7
+    row = manifest.blocks[block]
+    shard = manifest.shard_path(int(row["shard"]))
+    flip_byte(shard, int(row["offset"]) + 20)
+    reader = BlockReader(load_manifest(manifest.directory))
+    first = int(reader.token_starts[block])
+    assert len(read(reader, first - 5, 5)) == 5  # the block before is sound
+    with pytest.raises(DataError) as raised:
+        read(reader, first - 5, 6)
+    message = str(raised.value)
+    assert str(shard) in message and f"block {int(row['key']):06d}" in message
+    assert f"byte {int(row['offset'])}" in message and "hash" in message
+    BlockReader(manifest, verify=False).read_tokens(np.array([first]), np.array([10]))
+
+
+@pytest.mark.parametrize("member", ["doc", "sent"])
+def test_a_flipped_length_is_found_and_named(manifest, member):
+    place = getattr(manifest.layout(3), member)
+    shard = manifest.shard_path(int(manifest.blocks[3]["shard"]))
+    flip_byte(shard, place.offset + place.length - 4)
+    with pytest.raises(DataError, match=f"{shard}.*block 000003.*byte {place.offset}.*add up"):
+        BlockReader(manifest).sentences(3)
+
+
+def test_a_truncated_shard_is_found_at_opening_and_at_reading(manifest):
+    reader = BlockReader(manifest, verify=False)
+    shard = manifest.shard_path(1)
+    cut = int(manifest.blocks[manifest.blocks["shard"] == 1][-1]["offset"]) + 4
+    os.truncate(shard, cut)
+    with pytest.raises(DataError, match=str(shard)):
+        load_manifest(manifest.directory)
+    last = int(np.flatnonzero(manifest.blocks["shard"] == 1)[-1])
+    with pytest.raises(DataError, match=f"{shard}.*byte {cut - 4}.*ends too early"):
+        read(reader, int(reader.token_starts[last]), 10)
+
+
+def test_a_missing_shard_is_found_at_opening_and_at_reading(manifest):
+    manifest.shard_path(2).unlink()
+    with pytest.raises(DataError, match=str(manifest.shard_path(2))):
+        load_manifest(manifest.directory)
+    reader = BlockReader(manifest)
+    with pytest.raises(DataError, match=f"{manifest.shard_path(2)}.*No such file"):
+        read(reader, int(reader.token_starts[-1]) - 10, 10)
+
+
+def test_few_descriptors_are_open_and_none_stays(manifest, monkeypatch):
+    monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 2)
+    before = open_descriptors()
+    reader = BlockReader(manifest)
+    for _ in range(3):
+        for start in reader.token_starts[:-1]:
+            read(reader, int(start), 1)
+            assert open_descriptors() <= before + 2
+    reader.close()
+    assert open_descriptors() == before
+    read(reader, 0, 1)
+    del reader
+    assert open_descriptors() == before
