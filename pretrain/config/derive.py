@@ -49,9 +49,9 @@ def parameter_count(model: ModelSection) -> int:
 def train_flops_per_token(model: ModelSection, seq_length: int) -> float:
     """Model FLOPs, forward and backward, of the layers for one token; no recompute counted.
 
-    6 x (weights in matrix products) + 12 x layers x hidden x seq_length for the attention scores (Narayanan et
-    al., 2021, appendix). The vocabulary projection is apart, in `head_flops_per_token`: BERT runs it on masked
-    positions only.
+    6 x (weights in matrix products) + 12 x layers x hidden x seq_length for the attention scores (Narayanan
+    et al., 2021, appendix). The vocabulary projection is apart, in `head_flops_per_token`: BERT runs it on
+    masked positions only.
     """
     h, f = model.hidden_size, model.ffn_hidden_size
     matrix = model.num_layers * (4 * h * h + 2 * h * f)

@@ -17,8 +17,8 @@ def layout_problem(zero_stage: int, tensor_model_parallel_size: int, precision: 
     if zero_stage == 0 and precision != "fp32":
         return (
             f"parallel.zero_stage: 0 with precision: {precision} is not allowed (DeepSpeed's stage-0 "
-            "optimizer clips by a wrong gradient norm under tensor parallelism and accumulates in low precision); "
-            "use zero_stage: 1, which computes the same with less memory"
+            "optimizer clips by a wrong gradient norm under tensor parallelism and accumulates in low "
+            "precision); use zero_stage: 1, which computes the same with less memory"
         )
     return None
 
@@ -110,6 +110,7 @@ def _batch_problems(config: JobConfig, world_size: int | None) -> list[str]:
     if batch.global_batch_size % (batch.micro_batch_size * dp):
         return [
             f"batch.global_batch_size: {batch.global_batch_size} is not a multiple of "
-            f"batch.micro_batch_size x data-parallel size = {batch.micro_batch_size} x {dp} ({world_size} ranks / TP {tp})"
+            f"batch.micro_batch_size x data-parallel size = {batch.micro_batch_size} x {dp} "
+            f"({world_size} ranks / TP {tp})"
         ]
     return []

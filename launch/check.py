@@ -1,0 +1,131 @@
+"""`headwater check`: what would stop a run, found before any rank starts and without a GPU."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.arguments import add_run_arguments, positive_int
+from launch.check_data import data_findings
+from launch.estimate import checkpoint_bytes, rank_memory, readable_bytes, readable_count
+from launch.findings import Finding, has_errors, report
+from pretrain.config import ConfigError, RunConfig, load_config
+from pretrain.config.derive import (
+    data_parallel_size,
+    gradient_accumulation_steps,
+    parameter_count,
+    tokens_per_step,
+)
+from pretrain.config.identity import check_run_directory
+
+EXAMPLES = """examples:
+  headwater check --config configs/gpt/tiny.yaml
+  headwater check --config configs/bert/tiny.yaml --nproc 4 --set parallel.tensor_model_parallel_size=2
+
+exit codes: 0 no errors (warnings do not count), 2 the run cannot start as it is
+"""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Print one report about a run; returns the exit code."""
+    args = _parser().parse_args(argv)
+    title, findings = f"{args.config}", []
+    try:
+        config = load_config(args.config, args.overrides, args.nproc)
+        world_size = args.nproc or config.parallel.tensor_model_parallel_size
+        if args.nproc is None:
+            config = load_config(args.config, args.overrides, world_size)
+        title = f"{args.config} on {world_size} rank{'s' if world_size > 1 else ''}"
+    except ConfigError as error:
+        findings = [Finding("error", "config", problem) for problem in error.problems]
+    else:
+        findings = run_findings(config, world_size)
+    print(report(title, findings))
+    return 2 if has_errors(findings) else 0
+
+
+def run_findings(config: RunConfig, world_size: int) -> list[Finding]:
+    """All checks of a valid config."""
+    return [
+        _run_directory_finding(config),
+        _batch_finding(config, world_size),
+        *data_findings(config),
+        _memory_finding(config, world_size),
+        disk_finding(config),
+    ]
+
+
+def _run_directory_finding(config: RunConfig) -> Finding:
+    try:
+        check_run_directory(config)
+    except ConfigError as error:
+        return Finding("error", "config", str(error))
+    return Finding("ok", "config", "valid")
+
+
+def _batch_finding(config: RunConfig, world_size: int) -> Finding:
+    batch, tensor_ranks = config.batch, config.parallel.tensor_model_parallel_size
+    data_ranks = data_parallel_size(config, world_size)
+    accumulation = gradient_accumulation_steps(config, world_size)
+    step = tokens_per_step(config)
+    return Finding(
+        "ok",
+        "batch",
+        f"{world_size} = TP {tensor_ranks} x DP {data_ranks}; {batch.global_batch_size} samples a step = "
+        f"micro-batch {batch.micro_batch_size} x DP {data_ranks} x {accumulation} accumulated; "
+        f"{readable_count(step)} tokens a step, {readable_count(step * config.training.train_steps)} in all",
+    )
+
+
+def _memory_finding(config: RunConfig, world_size: int) -> Finding:
+    memory = rank_memory(config, world_size)
+    parts = (
+        f"weights {readable_bytes(memory.weights)}, gradients {readable_bytes(memory.gradients)}, "
+        f"optimizer {readable_bytes(memory.optimizer)}, activations {readable_bytes(memory.activations)}"
+    )
+    return Finding(
+        "ok",
+        "memory",
+        f"{readable_count(parameter_count(config.model))} parameters; about {readable_bytes(memory.total)} "
+        f"a rank with ZeRO {config.parallel.zero_stage}: {parts}",
+    )
+
+
+def disk_finding(config: RunConfig) -> Finding:
+    """Whether the checkpoints that the run keeps fit on the file system of run_dir."""
+    one = checkpoint_bytes(config)
+    # While a new checkpoint is written the old ones are still there.
+    wanted = one * (config.checkpoint.keep_last + 1)
+    place = Path(config.run_dir).absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    text = (
+        f"a checkpoint is {readable_bytes(one)}, keep_last {config.checkpoint.keep_last} needs "
+        f"{readable_bytes(wanted)}, {readable_bytes(free)} are free at {place}"
+    )
+    if free < one:
+        return Finding("error", "disk", f"{text}; free some or move run_dir")
+    return Finding("warning" if free < wanted else "ok", "disk", text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headwater check",
+        description="Check a run before it starts: config, batch, data, memory, disk. Needs no GPU.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--nproc", type=positive_int, metavar="N", help="number of ranks (default: the tensor-parallel size)"
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

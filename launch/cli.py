@@ -1,0 +1,93 @@
+"""The `headwater` command: finds the group's module and runs it.
+
+Nothing is imported before a group is chosen, so that `headwater --help` answers at once and the groups
+that need no torch (launch, check) work where it is not installed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+GROUPS: dict[str, tuple[str, str]] = {
+    "data": ("data_tools.cli", "build a corpus: collect text, train a tokenizer, write shards"),
+    "pretrain": ("pretrain.train", "train in this process (one rank); `launch` starts several"),
+    "launch": ("launch.commands", "start a pretraining run on many ranks"),
+    "check": ("launch.check", "verify a run's config, data, memory and disk before starting it"),
+    "finetune": ("finetune.train", "train a checkpoint further for a task"),
+    "generate": ("finetune.generate", "write text with a GPT checkpoint"),
+    "export": ("finetune.export_hf", "convert a checkpoint to the Hugging Face format"),
+    "import": ("finetune.import_hf", "convert a Hugging Face model to a checkpoint"),
+}
+"""Each group's module, which has `main(argv) -> exit code`, and what `--help` says about it."""
+
+OWN_PACKAGES = ("data_tools", "finetune", "launch", "pretrain")
+EXTRAS = {"tokenizers": "hf", "transformers": "hf"}
+"""Packages that only an extra of the distribution installs."""
+
+USAGE = """usage: headwater GROUP ...   (headwater GROUP --help explains a group)
+
+groups:
+{groups}
+
+examples:
+  headwater data python-docs --out runs/data
+  headwater check --config configs/gpt/tiny.yaml --nproc 2
+  headwater launch local --nproc 2 --config configs/gpt/tiny.yaml --set parallel.zero_stage=2
+
+exit codes: 0 done; 2 wrong input; 75 stopped by a signal after saving, run it again to resume; else a crash
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `headwater` and return its exit code.
+
+    Args:
+        argv: The words after `headwater`; None takes them from the process.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_usage(), end="")
+        return 0
+    if words[0] not in GROUPS:
+        return _fail(_unknown_group(words[0]))
+    module_name, _ = GROUPS[words[0]]
+    try:
+        module = importlib.import_module(module_name)
+        return int(module.main(words[1:]))
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if not missing or missing in OWN_PACKAGES:
+            raise
+        wanted = f"headwater[{EXTRAS[missing]}]" if missing in EXTRAS else "headwater"
+        return _fail(
+            f"`headwater {words[0]}` needs the package {missing!r}; pip install '{wanted}' brings it"
+        )
+    except Exception as error:
+        # ConfigError, DataError and their kin carry the exit code; all else is a crash with its traceback.
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code is None:
+            raise
+        return _fail(str(error), int(exit_code))
+
+
+def _usage() -> str:
+    width = max(len(name) for name in GROUPS)
+    return USAGE.format(groups="\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in GROUPS.items()))
+
+
+def _unknown_group(name: str) -> str:
+    near = difflib.get_close_matches(name, GROUPS, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(GROUPS)}"
+    return f"unknown group {name!r}; {hint}"
+
+
+def _fail(message: str, exit_code: int = 2) -> int:
+    print(f"headwater: error: {message}", file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

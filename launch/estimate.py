@@ -1,0 +1,112 @@
+"""Estimates of what a run needs, by published formulas; no torch, no device.
+
+ZeRO: Rajbhandari et al., 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models",
+sections 3.1 and 5. Activations: Korthikanti et al., 2022, "Reducing Activation Recomputation in Large
+Transformer Models", section 4. Buffers of the communication library, fragmentation and the libraries
+themselves come on top: the estimate says whether a run can fit, not that it will.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pretrain.config import RunConfig
+from pretrain.config.derive import data_parallel_size, padded_vocab_size, parameter_count
+
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+"""The fp32 weight and both Adam moments."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankMemory:
+    """Bytes that one rank needs."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
+    """Peak memory of one rank; each tensor rank holds 1/TP of the weights."""
+    parameters = parameter_count(config.model) // config.parallel.tensor_model_parallel_size
+    weights, gradients, optimizer = model_state_bytes(
+        parameters, data_parallel_size(config, world_size), config.parallel.zero_stage, config.precision
+    )
+    return RankMemory(
+        weights=weights, gradients=gradients, optimizer=optimizer, activations=activation_bytes(config)
+    )
+
+
+def model_state_bytes(
+    parameters: int, data_ranks: int, zero_stage: int, precision: str
+) -> tuple[int, int, int]:
+    """Bytes of weights, gradients and optimizer states on one rank.
+
+    Stage 1 spreads the optimizer's states over the data ranks, 2 also the gradients, 3 also the weights.
+
+    Args:
+        parameters: Parameters that one tensor rank holds.
+        data_ranks: Data-parallel size.
+        zero_stage: 0 to 3.
+        precision: fp32, bf16 or fp16.
+    """
+    weight = 4 if precision == "fp32" else 2
+    # bf16 accumulates gradients in fp32; fp16 does in fp16.
+    gradient = 2 if precision == "fp16" else 4
+    # Two fp32 moments, and the fp32 copy that DeepSpeed's partitioned optimizers update.
+    state = 8 if precision == "fp32" and zero_stage == 0 else 12
+    split = [data_ranks if zero_stage >= stage else 1 for stage in (3, 2, 1)]
+    weights, gradients, optimizer = (
+        size * parameters // parts for size, parts in zip((weight, gradient, state), split, strict=True)
+    )
+    return weights, gradients, optimizer
+
+
+def activation_bytes(config: RunConfig) -> int:
+    """Activations of one micro-batch on one rank, logits included.
+
+    Per layer s*b*h*(10 + 24/t) bytes at two bytes an element; the term of the attention scores is absent
+    because scaled_dot_product_attention does not store them. With full recompute each layer keeps its input,
+    2*s*b*h, and one layer at a time is whole.
+    """
+    model, batch, tensor_ranks = config.model, config.batch, config.parallel.tensor_model_parallel_size
+    positions = batch.micro_batch_size * batch.seq_length
+    wide = 2 if config.precision == "fp32" else 1  # the formula counts two-byte elements
+    layer = wide * positions * model.hidden_size * (10 + 24 / tensor_ranks)
+    if config.training.recompute == "full":
+        layers = model.num_layers * wide * 2 * positions * model.hidden_size + layer
+    else:
+        layers = model.num_layers * layer
+    # The loss runs in fp32: logits and their gradient.
+    predicted = positions * (config.data.masking.mask_probability if model.kind == "bert" else 1.0)
+    logits = 8 * predicted * padded_vocab_size(model) / tensor_ranks
+    return int(layers + logits)
+
+
+def checkpoint_bytes(config: RunConfig) -> int:
+    """Size of one checkpoint on disk, over all ranks; the layout does not change it."""
+    return CHECKPOINT_BYTES_PER_PARAMETER * parameter_count(config.model)
+
+
+def readable_bytes(count: float) -> str:
+    """A size with a unit, 1024 to the next."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def readable_count(count: float) -> str:
+    """A number with a suffix: 124.4 M."""
+    for suffix in ("", " K", " M", " B"):
+        if count < 1000:
+            return f"{count:.4g}{suffix}"
+        count /= 1000
+    return f"{count:.4g} T"

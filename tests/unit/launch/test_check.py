@@ -1,0 +1,148 @@
+"""`headwater check`: each fault alone, and all of them in one report."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launch import check, check_data, cli
+
+REPO = Path(__file__).parents[3]
+TOKENIZER = b"not really a tokenizer"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A config whose corpus exists: two splits with two shards each."""
+    for split, tokens in (("train", 4000), ("validation", 400)):
+        write_split(tmp_path / "corpus" / split, tokens)
+    (tmp_path / "corpus" / "tokenizer.model").write_bytes(TOKENIZER)
+    data = yaml.safe_load((REPO / "configs" / "gpt" / "tiny.yaml").read_text())
+    data["run_dir"] = str(tmp_path / "runs" / "x")
+    data["data"]["corpora"] = [{"name": "c", "path": str(tmp_path / "corpus")}]
+    data["training"] |= {"train_steps": 10, "eval_interval": 5}
+    data["schedule"] = {"lr_warmup_steps": 2}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def write_split(directory: Path, tokens: int) -> None:
+    directory.mkdir(parents=True)
+    shards = [{"path": f"{directory.name}-{i:05d}.tar", "bytes": 100 + i} for i in range(2)]
+    for shard in shards:
+        (directory / shard["path"]).write_bytes(bytes(shard["bytes"]))
+    (directory / "blocks.npy").write_bytes(b"table")
+    header = {"format_version": 1, "vocab_size": 8192, "sentences": False, "tokens": tokens}
+    header["tokenizer_sha256"] = hashlib.sha256(TOKENIZER).hexdigest()
+    (directory / "manifest.json").write_text(json.dumps({**header, "shards": shards}))
+
+
+def change_manifest(directory: Path, **changes: object) -> None:
+    path = directory / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def headwater_check(capsys, config: Path, *words: str) -> tuple[int, str]:
+    code = cli.main(["check", "--config", str(config), *words])
+    return code, capsys.readouterr().out
+
+
+def test_a_sound_run_passes(capsys, run):
+    code, out = headwater_check(capsys, run, "--nproc", "2")
+    assert code == 0, out
+    assert "2 = TP 1 x DP 2" in out and "4 x DP 2 x 2 accumulated" in out
+    # 10 steps x 16 samples x 128 tokens of a corpus of 4000
+    assert "corpus c, train: 4 K tokens in 2 shards; the run reads it 5.1 times" in out
+    assert out.endswith("no problems found\n")
+
+
+def test_config_errors_are_all_reported(capsys, run):
+    overrides = ("batch.seq_length=100000", "schedule.lr_warmup_steps=99", "--nproc", "3")
+    code, out = headwater_check(capsys, run, "--set", *overrides)
+    assert code == 2
+    assert "batch.seq_length" in out and "schedule.lr_warmup_steps" in out
+    assert "batch.global_batch_size: 16 is not a multiple" in out
+    assert out.endswith("3 errors\n")
+
+
+def break_shard_size(corpus: Path) -> None:
+    (corpus / "train" / "train-00001.tar").write_bytes(b"short")
+
+
+def break_shard(corpus: Path) -> None:
+    (corpus / "validation" / "validation-00000.tar").unlink()
+
+
+def break_validation(corpus: Path) -> None:
+    shutil.rmtree(corpus / "validation")
+
+
+def break_json(corpus: Path) -> None:
+    (corpus / "train" / "manifest.json").write_text("{")
+
+
+def break_shard_table(corpus: Path) -> None:
+    change_manifest(corpus / "train", shards=[{"path": "x"}])
+
+
+FAULTS = [
+    (break_shard_size, "train-00001.tar has 5 bytes, its manifest says 101"),
+    (break_shard, "validation-00000.tar: No such file"),
+    (break_validation, "corpus c, validation:"),
+    (break_json, "is not valid JSON"),
+    (break_shard_table, "a shard has no path or size"),
+    (lambda c: (c / "tokenizer.model").write_bytes(b"other"), "written with another tokenizer"),
+    (lambda c: (c / "tokenizer.model").unlink(), "tokenizer.model: No such file"),
+    (lambda c: (c / "train" / "blocks.npy").unlink(), "blocks.npy is missing"),
+    (lambda c: change_manifest(c / "train", vocab_size=100), "vocab_size 100, but model.vocab_size is 8192"),
+    (lambda c: change_manifest(c / "train", tokens=0), "has no tokens"),
+    (lambda c: change_manifest(c / "train", format_version=9), "not a manifest of format 1"),
+    (lambda c: change_manifest(c / "train", sentences=None), "lacks sentences"),
+    (shutil.rmtree, "headwater data prepare"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "message"), FAULTS, ids=[message for _, message in FAULTS])
+def test_each_fault_of_the_data_is_an_error(capsys, run, spoil, message):
+    spoil(run.parent / "corpus")
+    code, out = headwater_check(capsys, run)
+    assert code == 2
+    assert any("error" in line and message in line for line in out.splitlines()), out
+
+
+def test_validation_is_not_needed_without_evaluation(capsys, run):
+    break_validation(run.parent / "corpus")
+    assert headwater_check(capsys, run, "--set", "training.eval_interval=0")[0] == 0
+
+
+def test_bert_needs_sentences(capsys, run):
+    code, out = headwater_check(capsys, run, "--set", "model.kind=bert")
+    assert code == 2
+    assert "no sentence boundaries, which BERT needs" in out
+
+
+def test_a_long_list_of_bad_shards_is_cut(capsys, run):
+    shards = [{"path": f"gone-{i}.tar", "bytes": 1} for i in range(50)]
+    change_manifest(run.parent / "corpus" / "train", shards=shards)
+    _, out = headwater_check(capsys, run)
+    assert "gone-4.tar" in out and "gone-5.tar" not in out
+    assert "45 more shards" in out
+
+
+@pytest.mark.parametrize(("free", "level"), [(10**6, "error"), (20 * 10**6, "warning"), (10**9, "ok")])
+def test_disk_space_is_held_against_the_checkpoints(monkeypatch, run, free, level):
+    # tiny.yaml: 1.48 M parameters x 12 bytes = 17.7 MB a checkpoint, keep_last 2 and one being written
+    usage = shutil.disk_usage("/")._replace(free=free)
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda place: usage)
+    assert check.disk_finding(check.load_config(run)).level == level
+
+
+def test_the_format_is_the_one_that_data_tools_writes():
+    layout = pytest.importorskip("data_tools.shard_layout")
+    assert check_data.FORMAT_VERSION == layout.FORMAT_VERSION

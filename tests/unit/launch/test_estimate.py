@@ -1,0 +1,63 @@
+"""Memory formulas against numbers printed in the papers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from launch.estimate import activation_bytes, model_state_bytes, readable_bytes, readable_count
+from pretrain.config import load_config
+
+REPO = Path(__file__).parents[3]
+
+
+@pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
+def test_model_states_equal_figure_1_of_the_zero_paper(stage, gigabytes):
+    """7.5 B parameters, 64 data ranks, fp16 with Adam."""
+    total = sum(model_state_bytes(7_500_000_000, 64, stage, "fp16"))
+    assert total / 1e9 == pytest.approx(gigabytes, abs=0.05)
+
+
+def config_with(**overrides: object):
+    texts = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+    return load_config(REPO / "configs" / "gpt" / "tiny.yaml", texts)
+
+
+def test_activations_of_a_layer_are_34_sbh_without_tensor_parallelism():
+    """Korthikanti et al., 2022, equation 1 without the attention scores: s*b*h*34 bytes in 16 bit."""
+    one, two = (activation_bytes(config_with(precision="bf16", model__num_layers=n)) for n in (1, 2))
+    assert two - one == 34 * 128 * 4 * 128  # seq_length x micro_batch_size x hidden_size
+
+
+def test_full_recompute_keeps_one_input_a_layer():
+    one, two = (
+        activation_bytes(config_with(precision="bf16", model__num_layers=n, training__recompute="full"))
+        for n in (1, 2)
+    )
+    assert two - one == 2 * 128 * 4 * 128
+
+
+def test_tensor_parallelism_splits_24_of_the_34():
+    one, two = (
+        activation_bytes(
+            config_with(precision="bf16", model__num_layers=n, parallel__tensor_model_parallel_size=2)
+        )
+        for n in (1, 2)
+    )
+    assert two - one == 22 * 128 * 4 * 128
+
+
+@pytest.mark.parametrize(
+    ("count", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**40, "5.0 TiB"), (2**60, "1048576.0 TiB")],
+)
+def test_sizes_are_readable(count, text):
+    assert readable_bytes(count) == text
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(999, "999"), (1500, "1.5 K"), (124_439_808, "124.4 M"), (2e12, "2 T")]
+)
+def test_counts_are_readable(count, text):
+    assert readable_count(count) == text
