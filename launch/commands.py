@@ -10,9 +10,10 @@ from pathlib import Path
 
 from launch import local
 from launch.arguments import add_run_arguments, positive_int
+from launch.check_data import data_findings
 from launch.machine import free_port, has_accelerator, usable_cores
 from launch.plan import LaunchPlan, rank_environment
-from pretrain.config import load_config
+from pretrain.config import ConfigError, load_config
 from pretrain.config.identity import check_run_directory
 
 EXAMPLES = """examples:
@@ -30,6 +31,9 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     config = load_config(args.config, args.overrides, world_size=args.nproc)
     check_run_directory(config)
+    wrong = [finding.text for finding in data_findings(config) if finding.level == "error"]
+    if wrong and not args.dry_run:  # a login node may plan a run whose data is mounted elsewhere
+        raise ConfigError(wrong, source=str(args.config))
     plan = LaunchPlan(
         run_dir=Path(config.run_dir),
         config=args.config,
@@ -57,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     local_parser = backends.add_parser(
         "local",
         help="ranks on this machine",
-        description="Start the ranks of a run on this machine. The config is checked before any rank starts.",
+        description="Start the ranks of a run on this machine. Config and data are checked before any rank starts.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

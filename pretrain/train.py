@@ -47,7 +47,8 @@ def parse_arguments(
     parser.add_argument(
         "--set",
         dest="overrides",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="A.B=C",
         help="override a key; repeatable",

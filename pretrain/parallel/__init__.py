@@ -5,5 +5,5 @@ import os
 import torch
 
 if not torch.cuda.is_available():
-    # DeepSpeed looks for an accelerator when it is imported, and its own search is not reliable without a GPU.
+    # DeepSpeed looks for an accelerator when it is imported; without a GPU that search is unreliable.
     os.environ.setdefault("DS_ACCELERATOR", "cpu")

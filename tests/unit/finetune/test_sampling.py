@@ -1,0 +1,72 @@
+"""Choosing tokens, against plain definitions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from finetune.sampling import SamplingOptions, choose, continue_text, keep_top_k, keep_top_p
+
+GREEDY = SamplingOptions()
+LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.2, 0.3]))
+
+
+def kept(logits):
+    return torch.nonzero(logits > -torch.inf).flatten().tolist()
+
+
+def test_top_k_keeps_the_largest():
+    assert kept(keep_top_k(LOGITS, 2)) == [1, 3]
+    assert torch.equal(keep_top_k(LOGITS, 0), LOGITS) and torch.equal(keep_top_k(LOGITS, 9), LOGITS)
+
+
+@pytest.mark.parametrize(
+    ("p", "wanted"), [(0.01, [1]), (0.39, [1]), (0.5, [1, 3]), (0.75, [1, 2, 3]), (1.0, [0, 1, 2, 3])]
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_p(p, wanted):
+    assert kept(keep_top_p(LOGITS, p)) == wanted
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(-9, 9), min_size=1, max_size=20), st.floats(0.01, 0.99))
+def test_top_p_is_minimal_and_sufficient(values, p):
+    logits = torch.tensor(values, dtype=torch.float64)
+    probabilities = logits.softmax(-1)
+    chosen = probabilities[kept(keep_top_p(logits, p))]
+    assert chosen.sum() >= p - 1e-9
+    assert chosen.sum() - chosen.min() < p + 1e-9
+
+
+def test_greedy_takes_the_most_probable_and_sampling_follows_the_probabilities():
+    generator = torch.Generator().manual_seed(0)
+    assert {choose(LOGITS, GREEDY, generator) for _ in range(5)} == {1}
+    drawn = [choose(LOGITS, SamplingOptions(temperature=1.0), generator) for _ in range(4000)]
+    shares = torch.bincount(torch.tensor(drawn), minlength=4) / 4000
+    assert torch.allclose(shares, LOGITS.exp(), atol=0.04)
+    cold = SamplingOptions(temperature=0.05)
+    assert {choose(LOGITS, cold, generator) for _ in range(50)} <= {1, 3}
+
+
+def test_the_same_seed_gives_the_same_text():
+    def text(seed):
+        generator = torch.Generator().manual_seed(seed)
+        options = SamplingOptions(temperature=1.0, top_k=3)
+        return list(continue_text(lambda tokens: LOGITS, [0], 30, options, generator, stop_id=9))
+
+    assert text(1) == text(1) != text(2)
+    assert 0 not in text(1)  # the fourth most probable
+
+
+def test_it_stops_at_the_stop_token_or_the_limit_and_sees_what_it_wrote():
+    seen = []
+
+    def counting(tokens):
+        seen.append(tokens.tolist())
+        return torch.nn.functional.one_hot(tokens[-1] + 1, 10).float()
+
+    generator = torch.Generator()
+    assert list(continue_text(counting, [3], 20, GREEDY, generator, stop_id=7)) == [4, 5, 6]
+    assert seen == [[3], [3, 4], [3, 4, 5], [3, 4, 5, 6]]
+    assert list(continue_text(counting, [3], 2, GREEDY, generator, stop_id=7)) == [4, 5]
