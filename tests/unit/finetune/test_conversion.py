@@ -28,6 +28,7 @@ from finetune.import_hf import import_hf
 from finetune.sampling import SamplingOptions
 from finetune.single_rank import single_rank
 from finetune.source import Architecture, kind_of, read_source, write_weights
+from finetune.text import open_text_codec
 from launch import cli
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import ConfigError
@@ -152,6 +153,12 @@ def test_a_foreign_bert_keeps_its_tokenizer_and_comes_back(exported, tmp_path):
         shutil.copyfile(exported / "bert" / name, foreign / name)
     told = "\n".join(import_hf(foreign, tmp_path / "run"))
     assert "cls.seq_relationship" in told and "no Headwater tokenizer.model" in told
+    codec = open_text_codec(read_source(tmp_path / "run").directory)
+    plain = AutoTokenizer.from_pretrained(exported / "bert")("a return", add_special_tokens=False)[
+        "input_ids"
+    ]
+    assert codec.encode_batch(["a return"])[0].tolist() == plain and codec.decode(plain) == "a return"
+    assert (codec.pad_id, codec.cls_id, codec.sep_id, codec.eod_id) == (0, 2, 3, -1)
     export_hf.export(tmp_path / "run", tmp_path / "back")
     assert AutoTokenizer.from_pretrained(tmp_path / "back")("a return")["input_ids"][0] == 2
     again = BertModel.from_pretrained(tmp_path / "back").state_dict()

@@ -18,17 +18,20 @@ from finetune.export_hf import export
 from finetune.source import read_source
 from pretrain.config import ConfigError
 from pretrain.config.schema import BertModelConfig, GPTModelConfig
+from pretrain.parallel.topology import leave_process_group
 from tests.unit.finetune.test_conversion import architecture, write_run
 
 
 @pytest.fixture(autouse=True)
-def own_signal_handlers():
-    """The training loop installs its own; pytest needs its back."""
+def own_process():
+    """A run takes over signals, and leaves its groups only when it ends well; other tests need both back."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
+    if torch.distributed.is_initialized():
+        leave_process_group()
 
 
 def write_rows(path, count, first=0):
