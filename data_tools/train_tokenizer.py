@@ -16,6 +16,7 @@ from typing import Any
 
 import sentencepiece
 import xxhash
+from sentencepiece import sentencepiece_model_pb2
 
 from data_tools.errors import DataError
 from data_tools.inputs import add_hashes, check_record, describe_inputs, read_record
@@ -38,6 +39,7 @@ SMALLEST_VOCAB = 6 + 2 + 256
 """Special ids, newline and tab, and the 256 bytes; a vocabulary must be larger than this."""
 
 _LONGEST_LINE = 4000  # bytes; sentencepiece silently drops training lines of more than 4192
+_SCORE_STEPS = 64  # of a unit of log probability; finer ones stop being exact within long documents
 _THREADS = 2  # fixed: sentencepiece sums in thread order, so the number of threads changes the model
 
 
@@ -181,7 +183,27 @@ def _train(lines: Iterator[str], options: TokenizerOptions) -> bytes:
         if failure:
             raise failure[0] from error
         raise DataError(_explain(str(error), options)) from error
-    return model.getvalue()
+    return _with_exact_scores(model.getvalue()) if options.model_type == "unigram" else model.getvalue()
+
+
+def _with_exact_scores(model: bytes) -> bytes:
+    """Round the scores of a unigram model to multiples of 1/64, whose float32 sums are exact.
+
+    sentencepiece adds scores along the whole text in float32. Where two segmentations score the same, the
+    rounding noise would decide, and other implementations (Hugging Face adds in float64) would cut differently.
+    Newline and tab become ordinary pieces, because user-defined ones get a score that is not exact; no other
+    piece contains them, so texts are cut at them as before.
+    """
+    proto: Any = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(model)
+    best = max(piece.score for piece in proto.pieces if piece.type == piece.NORMAL)
+    for piece in proto.pieces:
+        if piece.type in (piece.NORMAL, piece.USER_DEFINED):
+            score = piece.score if piece.type == piece.NORMAL else best
+            piece.score = round(score * _SCORE_STEPS) / _SCORE_STEPS
+            piece.type = piece.NORMAL
+    serialized: bytes = proto.SerializeToString()
+    return serialized
 
 
 def _keep_error(lines: Iterator[str], failure: list[DataError]) -> Iterator[str]:

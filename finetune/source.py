@@ -184,7 +184,7 @@ def write_weights(
     with single_rank():
         layouts = parameter_layouts(kind_of(of).build(of), 1)
     directory = step_directory(run_dir, 0)
-    write_parameters(directory, parameters, layouts, config, files)  # type: ignore[arg-type]
+    write_parameters(directory, parameters, layouts, config, files)
     return directory
 
 

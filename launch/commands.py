@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     local_parser = backends.add_parser(
         "local",
         help="ranks on this machine",
-        description="Start the ranks of a run on this machine. Config and data are checked before any rank starts.",
+        description="Start the ranks of a run here. Config and data are checked before any rank starts.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -22,7 +22,7 @@ from launch.local import EXIT_STOPPED
 from pretrain.config import load_config
 
 CONFIGS = Path("configs/demo")
-FINETUNE_CONFIG = Path("configs/finetune/classification.yaml")
+FINETUNE_CONFIG = CONFIGS / "finetune.yaml"
 STOP_POLL_SECONDS = 0.2
 COMMAND = (sys.executable, "-m", "launch.cli")
 PROMPT = "Return the"

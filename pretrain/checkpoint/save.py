@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -83,7 +84,7 @@ def write_parameters(
     directory: Path,
     parameters: Mapping[str, Tensor],
     layouts: Mapping[str, ParameterLayout],
-    config: JobConfig,
+    config: BaseModel,
     files: Mapping[str, Path],
 ) -> None:
     """Write a weights-only checkpoint (no moments, step 0) from whole parameters; one process."""

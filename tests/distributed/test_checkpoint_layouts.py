@@ -52,7 +52,7 @@ def saved(pools: dict[int, RankPool], tmp_path_factory: pytest.TempPathFactory) 
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize("kind", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("target", PLACES)
 @pytest.mark.parametrize("source", PLACES)
 def test_any_layout_to_any_other(

@@ -43,6 +43,7 @@ def test_fp32_equals_one_rank(
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt", "bert"])
 @pytest.mark.parametrize(("tp", "stage"), [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)])
 def test_bf16_stays_near_fp32(

@@ -54,7 +54,9 @@ def compare(kind: str, tp: int) -> dict[str, Any]:
         theirs = GPT2LMHeadModel(gpt2_config(config.model))
     else:
         theirs = BertForPreTraining(bert_config(config.model))
-    theirs.load_state_dict(to_hf(links, merged({n: p.detach() for n, p in model.named_parameters()})), strict=False)
+    theirs.load_state_dict(
+        to_hf(links, merged({n: p.detach() for n, p in model.named_parameters()})), strict=False
+    )
     theirs.tie_weights()
     theirs.eval()
     batch = to_device(micro_batches(kind, 0, 0, 1)[3], torch.device("cpu"))
@@ -99,5 +101,7 @@ def test_losses_and_gradients_equal_transformers(pools: dict[int, RankPool], kin
     assert result["loss"] == pytest.approx(result["reference"], rel=1e-5)
     assert len(result["worst"]) > 20
     # A key's bias shifts all scores of a query alike, so its true gradient is 0 and only rounding is left.
-    wrong = {n: w for n, w in result["worst"].items() if w > 1e-3 and not n.endswith("attention.self.key.bias")}
+    wrong = {
+        n: w for n, w in result["worst"].items() if w > 1e-3 and not n.endswith("attention.self.key.bias")
+    }
     assert not wrong

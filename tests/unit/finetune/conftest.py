@@ -19,22 +19,6 @@ def train(directory: Path, model_type: str, vocab_size: int) -> Path:
     return model
 
 
-def with_exact_scores(model: Path) -> Path:
-    """Round the scores to multiples of 1/64, as `has_exact_scores` wants them."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto = sentencepiece_model_pb2.ModelProto()
-    proto.ParseFromString(model.read_bytes())
-    best = max(piece.score for piece in proto.pieces if piece.type == 1)
-    for piece in proto.pieces:
-        if piece.type in (1, 4):
-            piece.score = round((piece.score if piece.type == 1 else best) * 64) / 64
-            piece.type = 1
-    exact = model.with_name("exact.model")
-    exact.write_bytes(proto.SerializeToString())
-    return exact
-
-
 @pytest.fixture(scope="session")
 def tokenizer_model(tmp_path_factory) -> Path:
-    return with_exact_scores(train(tmp_path_factory.mktemp("unigram"), "unigram", 900))
+    return train(tmp_path_factory.mktemp("unigram"), "unigram", 900)
