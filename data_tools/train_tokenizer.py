@@ -190,7 +190,7 @@ def _with_exact_scores(model: bytes) -> bytes:
     """Round the scores of a unigram model to multiples of 1/64, whose float32 sums are exact.
 
     sentencepiece adds scores along the whole text in float32. Where two segmentations score the same, the
-    rounding noise would decide, and other implementations (Hugging Face adds in float64) would cut differently.
+    rounding noise would decide, and other implementations (Hugging Face adds in float64) would differ.
     Newline and tab become ordinary pieces, because user-defined ones get a score that is not exact; no other
     piece contains them, so texts are cut at them as before.
     """
