@@ -35,10 +35,14 @@ def data_findings(config: RunConfig) -> list[Finding]:
     """Check every corpus of a run: manifests, shards, tokenizer, vocabulary, sentences, epochs."""
     tokenizer = Path(config.data.tokenizer or Path(config.data.corpora[0].path) / "tokenizer.model")
     sha256, findings = _tokenizer_sha256(tokenizer)
+    without_validation: list[str] = []
     total_weight = sum(corpus.weight for corpus in config.data.corpora)
     splits = ["train", "validation"] if config.training.eval_interval else ["train"]
     for corpus in config.data.corpora:
         for name in splits:
+            if name == "validation" and not (Path(corpus.path) / name / "manifest.json").exists():
+                without_validation.append(corpus.name)
+                continue
             split, problems = _read_split(f"corpus {corpus.name}, {name}", Path(corpus.path) / name)
             if split is not None:
                 problems += _split_problems(split, config, sha256)
@@ -46,7 +50,17 @@ def data_findings(config: RunConfig) -> list[Finding]:
             if split is not None and not problems:
                 share = corpus.weight / total_weight if name == "train" else None
                 findings.append(_summary(split, config, share))
-    return findings
+    return findings + _validation_findings(without_validation, len(config.data.corpora))
+
+
+def _validation_findings(without: list[str], corpora: int) -> list[Finding]:
+    """A corpus may be too small for a validation split; evaluation needs one in some corpus."""
+    if len(without) == corpora:
+        text = "no corpus has a validation split; set training.eval_interval: 0 or prepare one with it"
+        return [Finding("error", "data", text)]
+    return [
+        Finding("warning", "data", f"corpus {name}: no validation split, not evaluated") for name in without
+    ]
 
 
 def _tokenizer_sha256(path: Path) -> tuple[str | None, list[Finding]]:

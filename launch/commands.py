@@ -14,7 +14,7 @@ from launch.check_data import data_findings
 from launch.machine import free_port, has_accelerator, usable_cores
 from launch.plan import LaunchPlan, rank_environment
 from pretrain.config import ConfigError, load_config
-from pretrain.config.identity import check_run_directory
+from pretrain.config.identity import check_run_directory, lock_run_directory
 
 EXAMPLES = """examples:
   headwater launch local --nproc 2 --config configs/gpt/tiny.yaml
@@ -50,6 +50,7 @@ def main(argv: Sequence[str]) -> int:
         for rank in plan.ranks:
             print(rank.shell())
         return local.EXIT_OK
+    lock_run_directory(config.run_dir).close()  # refuse now, before the logs of a running job are touched
     return local.run(plan)
 
 

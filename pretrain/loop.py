@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import fcntl
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from pretrain.checkpoint import find_newest, load_checkpoint, save_checkpoint
 from pretrain.checkpoint.files import write_text
 from pretrain.checkpoint.manifest import Found
 from pretrain.config import ConfigError, JobConfig, dump_yaml
-from pretrain.config.identity import check_run_directory
+from pretrain.config.identity import check_run_directory, lock_run_directory
 from pretrain.flops import peak_tflops
 from pretrain.logs import log_rank_output
 from pretrain.metrics import Metrics, RunMetrics, SilentMetrics
@@ -44,6 +44,12 @@ class Stream(Protocol):
 
     def epochs(self) -> dict[str, float]:
         """Passes over each corpus so far."""
+
+
+class TrainingError(Exception):
+    """Training that cannot go on: a loss or a gradient that is not finite."""
+
+    exit_code = 3
 
 
 @dataclass(kw_only=True)
@@ -85,6 +91,7 @@ def _fit(job: Job, metrics: Metrics, step: int) -> int:
         lr = learning_rate(job.config, step)
         result = train_step(job.engine, micro_batches, lr)
         step += 1
+        _check_finite(job.config, step, result)
         if step % training.log_interval == 0 or step == training.train_steps:
             _log_step(job, metrics, step, lr, result, clock)
         if (
@@ -100,7 +107,8 @@ def _fit(job: Job, metrics: Metrics, step: int) -> int:
     if saved < step:
         _save(job, metrics, step)
     if step < training.train_steps:
-        metrics.say(f"stopped by a signal after step {step}, saved; run the same command again to go on")
+        what = f"after step {step}, saved" if step else "before the first step, nothing to save"
+        metrics.say(f"stopped by a signal {what}; run the same command again to go on")
         return STOPPED_EXIT_CODE
     metrics.say(f"complete: {step} steps; metrics, TensorBoard and checkpoints in {job.config.run_dir}")
     return 0
@@ -116,11 +124,13 @@ def claim_run_directory(config: JobConfig, topology: Topology) -> Iterator[None]
     problem, lock = None, None
     if topology.is_main:
         try:
+            lock = lock_run_directory(config.run_dir)
             check_run_directory(config)
-            lock = _lock(Path(config.run_dir))
             write_text(Path(config.run_dir) / "config.yaml", dump_yaml(config))
         except ConfigError as error:
             problem = error.problems
+        except OSError as error:
+            problem = [f"run_dir: cannot write {error.filename or config.run_dir}: {error.strerror}"]
     problem = broadcast_from_main(problem)
     if problem:
         raise ConfigError(problem)
@@ -128,19 +138,6 @@ def claim_run_directory(config: JobConfig, topology: Topology) -> Iterator[None]
     yield
     if lock:
         lock.close()
-
-
-def _lock(run_dir: Path) -> TextIO:
-    run_dir.mkdir(parents=True, exist_ok=True)
-    lock = (run_dir / ".lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise ConfigError(
-            f"run_dir: another job is training in {run_dir}; wait for it or choose another run_dir"
-        ) from None
-    return lock
 
 
 def _resume(job: Job) -> int:
@@ -166,6 +163,17 @@ def _save(job: Job, metrics: Metrics, step: int) -> int:
     directory = save_checkpoint(job.engine, job.config, trainer, job.extra_files)
     metrics.say(f"saved {directory} in {time.perf_counter() - started:.1f} s")
     return step
+
+
+def _check_finite(config: JobConfig, step: int, result: StepMetrics) -> None:
+    """Stop all ranks, the values are global, before a broken state can replace the good checkpoints."""
+    if math.isfinite(result.losses["loss"]) and math.isfinite(result.grad_norm):
+        return
+    raise TrainingError(
+        f"step {step}: loss {result.losses['loss']}, gradient norm {result.grad_norm}; "
+        f"stopped without saving, the checkpoints in {config.run_dir} are from before. Lower optimizer.lr or raise "
+        "schedule.lr_warmup_steps, in a new run_dir"
+    )
 
 
 def _due(step: int, interval: int, last: int) -> bool:

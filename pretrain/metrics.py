@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Mapping
@@ -71,8 +72,9 @@ class RunMetrics:
         self._board.close()
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """One JSON row and one TensorBoard scalar for each value."""
-        self._file.write(json.dumps({"step": step} | dict(values)) + "\n")
+        """One JSON row (null for what is not finite) and one TensorBoard scalar for each value."""
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from types import FrameType
 
 import torch
@@ -15,12 +16,20 @@ STOPPED_EXIT_CODE = 75
 """Exit code of a job that was asked to stop and saved (EX_TEMPFAIL): run it again to go on."""
 
 
+_SAME_REQUEST_SECONDS = 1.0
+
+
 class StopSignal:
-    """Remembers SIGTERM, SIGINT, SIGUSR1 and SIGUSR2; a second SIGINT or SIGTERM exits at once."""
+    """Remembers SIGTERM, SIGINT, SIGUSR1 and SIGUSR2; only a second SIGINT, later, exits at once.
+
+    One request often arrives as several signals: SLURM sends SIGUSR1 and then SIGTERM, launchers pass on what
+    the terminal has already sent. None of these may end a rank that is saving.
+    """
 
     def __init__(self, topology: Topology) -> None:
         self._device = topology.device
         self._received = 0
+        self._interrupted_at = float("inf")
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, self._remember)
 
@@ -31,6 +40,9 @@ class StopSignal:
         return bool(flag.item())
 
     def _remember(self, number: int, _frame: FrameType | None) -> None:
-        if self._received and number in (signal.SIGTERM, signal.SIGINT):
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._interrupted_at > _SAME_REQUEST_SECONDS:
             os._exit(128 + number)
+        if number == signal.SIGINT:
+            self._interrupted_at = min(self._interrupted_at, now)
         self._received = 1

@@ -1,6 +1,6 @@
 """Pretraining entry point: `python -m pretrain.train --config FILE`, on every rank.
 
-Started by `headwater launch`, torchrun, the deepspeed launcher, srun, or by hand as one process.
+Started by `headwater launch`, torchrun, the deepspeed launcher, or by hand as one process.
 """
 
 from __future__ import annotations

@@ -59,10 +59,10 @@ class RankState:
             self.fragments = list(self._mapped_fragments())
         self.flats = [key.data.view(-1) for key in self._keys]
 
-    def moments(self, kind: str) -> list[Tensor]:
-        """One moment of every flat; an empty list before the first update."""
-        states = [self._inner.state.get(key, {}) for key in self._keys]
-        return [state[kind].view(-1) for state in states if kind in state]
+    def moments(self, kind: str) -> dict[int, Tensor]:
+        """One moment by flat index; empty before the first update."""
+        states = enumerate(self._inner.state.get(key, {}) for key in self._keys)
+        return {index: state[kind].view(-1) for index, state in states if kind in state}
 
     def optimizer_steps(self) -> int:
         """Updates that the optimizer applied (skipped ones not counted)."""

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from pydantic import BaseModel
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -53,10 +54,7 @@ def save_checkpoint(
     writing = final.with_name(f".writing-{final.name}")
     main = engine.topology.is_main
     state = RankState(engine)
-    if main:
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
-    dist.barrier()
+    _gather_outcomes(lambda: _prepare(writing) if main else {})
     files = _gather_outcomes(lambda: _write_rank_file(writing, engine, state))
     manifest = {
         "step": int(trainer["step"]),
@@ -76,8 +74,14 @@ def save_checkpoint(
         lambda: _complete(writing, final, files, manifest, dump_yaml(config), extra_files) if main else {}
     )
     if main:
-        _prune(run_dir, config.checkpoint.keep_last)
+        _prune(run_dir, final, config.checkpoint.keep_last)
     return final
+
+
+def _prepare(writing: Path) -> dict[str, Any]:
+    shutil.rmtree(writing, ignore_errors=True)
+    writing.mkdir(parents=True)
+    return {}
 
 
 def write_parameters(
@@ -125,7 +129,7 @@ def _write_rank_file(writing: Path, engine: Engine, state: RankState) -> dict[st
     keep = {fragment.flat for fragment in mine}
     tensors = {f"master/{i}": flat for i, flat in enumerate(state.flats) if i in keep}
     for kind in MOMENTS:
-        tensors |= {f"{kind}/{i}": flat for i, flat in enumerate(state.moments(kind)) if i in keep}
+        tensors |= {f"{kind}/{i}": flat for i, flat in state.moments(kind).items() if i in keep}
     name = _state_name(topology.tensor_model_parallel_rank, topology.data_parallel_rank)
     on_host = {key: tensor.detach().to("cpu", torch.float32) for key, tensor in tensors.items()}
     return _write_state_file(writing / name, on_host, mine)
@@ -180,7 +184,7 @@ def _gather_outcomes(work: Any) -> dict[str, Any]:
     """Run `work` on this rank and merge the results of all ranks; one failure fails all, with its reason."""
     try:
         outcome: dict[str, Any] = {"files": work()}
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         outcome = {"error": f"rank {dist.get_rank()}: {error}"}
     outcomes: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(outcomes, outcome)
@@ -196,11 +200,16 @@ def _layouts_json(layouts: Mapping[str, ParameterLayout]) -> dict[str, Any]:
     return {name: layout.as_json() for name, layout in layouts.items()}
 
 
-def _prune(run_dir: Path, keep_last: int) -> None:
-    for directory in list_checkpoints(run_dir)[:-keep_last]:
-        doomed = checkpoints_directory(run_dir) / f".writing-removed-{directory.name}"
-        os.rename(directory, doomed)  # never half of a checkpoint under a good name
-        shutil.rmtree(doomed)
+def _prune(run_dir: Path, newest: Path, keep_last: int) -> None:
+    """Remove all but the last checkpoints up to `newest`; later ones are damaged or of a lost branch."""
+    kept_or_old = [directory for directory in list_checkpoints(run_dir) if directory.name <= newest.name]
+    for directory in kept_or_old[:-keep_last]:
+        doomed = checkpoints_directory(run_dir) / f".removing-{directory.name}"
+        try:
+            os.rename(directory, doomed)  # never half of a checkpoint under a good name
+            shutil.rmtree(doomed)
+        except OSError as error:
+            print(f"warning: {directory}: cannot be removed: {error.strerror}", flush=True)
 
 
 __all__ = ["TOKENIZER", "save_checkpoint", "write_parameters"]

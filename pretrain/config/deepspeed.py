@@ -32,8 +32,6 @@ def generated_keys(config: JobConfig, world_size: int) -> dict[str, Any]:
     if config.precision == "bf16":
         keys["bf16"] = {"enabled": True}
         keys["data_types"] = {"grad_accum_dtype": "fp32"}
-    elif config.precision == "fp16":
-        keys["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": 16}
     return keys
 
 
@@ -48,11 +46,10 @@ def contradictions(config: JobConfig, world_size: int) -> list[str]:
     ):
         if key in config.deepspeed:
             problems.append(f"deepspeed.{key}: Headwater sets this up itself; use the section `{instead}`")
-    for key, own in (("fp16", "fp16"), ("bf16", "bf16")):
-        if key in config.deepspeed and config.precision != own:
-            problems.append(
-                f"deepspeed.{key}: contradicts precision: {config.precision}; set `precision: {own}`"
-            )
+    if "bf16" in config.deepspeed and config.precision != "bf16":
+        problems.append(f"deepspeed.bf16: contradicts precision: {config.precision}; set `precision: bf16`")
+    if "fp16" in config.deepspeed:
+        problems.append("deepspeed.fp16: fp16 is not supported; set `precision: bf16`")
     return problems
 
 

@@ -1,10 +1,11 @@
-"""Which run a directory belongs to: the keys that may not change between attempts."""
+"""Whose a run directory is: the keys that may not change between attempts, and the lock of a running job."""
 
 from __future__ import annotations
 
+import fcntl
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import yaml
 
@@ -62,6 +63,26 @@ def check_run_directory(config: JobConfig) -> None:
             f"run_dir: {config.run_dir} belongs to another config; choose another run_dir. "
             f"It differs in: {', '.join(changed)}"
         )
+
+
+def lock_run_directory(run_dir: str) -> TextIO:
+    """Take the lock of a run directory; it is held until the file is closed or the process ends.
+
+    Raises:
+        ConfigError: If another job holds it, or the directory cannot be written.
+    """
+    path = Path(run_dir) / ".lock"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ConfigError(
+            f"run_dir: another job is training in {run_dir}; wait for it or choose another run_dir"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"run_dir: cannot write {error.filename or path}: {error.strerror}") from error
+    return lock
 
 
 def _identifying(data: dict[str, Any]) -> dict[str, Any]:

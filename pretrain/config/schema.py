@@ -163,8 +163,8 @@ class JobConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
-    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    """Compute type; bf16 and fp16 keep fp32 master weights in the optimizer."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """Compute type; bf16 keeps fp32 master weights in the optimizer."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     training: TrainingConfig
     deepspeed: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from torch import Tensor
 from pretrain.config.schema import ModelSection
 from pretrain.models.attention import SdpaCoreAttention
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 gelu_tanh: Callable[[Tensor], Tensor] = partial(F.gelu, approximate="tanh")
 """The GELU of GPT-2 (Hendrycks & Gimpel, 2016, tanh form)."""
@@ -45,7 +45,6 @@ def transformer_config(
         init_method_std=model.init_std,
         params_dtype=DTYPES[precision],
         bf16=precision == "bf16",
-        fp16=precision == "fp16",
         tensor_model_parallel_size=tensor_model_parallel_size,
         use_cpu_initialization=True,
         gradient_accumulation_fusion=False,

@@ -70,7 +70,7 @@ class StepOutcome:
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""
     applied: bool
-    """False when a loss-scale overflow skipped the update (fp16 only)."""
+    """False when DeepSpeed skipped the update because the gradient was not finite."""
 
 
 class Engine:

@@ -94,7 +94,7 @@ def break_shard_table(corpus: Path) -> None:
 FAULTS = [
     (break_shard_size, "train-00001.tar has 5 bytes, its manifest says 101"),
     (break_shard, "validation-00000.tar: No such file"),
-    (break_validation, "corpus c, validation:"),
+    (break_validation, "no corpus has a validation split"),
     (break_json, "is not valid JSON"),
     (break_shard_table, "a shard has no path or size"),
     (lambda c: (c / "tokenizer.model").write_bytes(b"other"), "written with another tokenizer"),

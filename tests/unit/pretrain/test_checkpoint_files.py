@@ -18,6 +18,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.checkpoint.layout import ParameterLayout
 from pretrain.checkpoint.manifest import step_directory, verify
+from pretrain.checkpoint.save import _prune
 from pretrain.config import load_config
 
 TINY = Path(__file__).resolve().parents[3] / "configs" / "gpt" / "tiny.yaml"
@@ -91,6 +92,18 @@ def test_writing_the_same_step_again_keeps_the_old_one_aside(tmp_path: Path) -> 
     flip(state_file(write(tmp_path, 3)))
     assert verify(write(tmp_path, 3)) == []
     assert (tmp_path / "checkpoints" / "step-00000003.replaced-1").is_dir()
+    assert find_newest(tmp_path).directory == step_directory(tmp_path, 3)
+
+
+def test_pruning_counts_back_from_the_checkpoint_just_written(tmp_path: Path) -> None:
+    """After a fallback, damaged later checkpoints must not push out the good one that was just written."""
+    for step in (1, 2, 3, 8, 9):
+        write(tmp_path, step)
+    for step in (8, 9):
+        flip(state_file(step_directory(tmp_path, step)))
+    _prune(tmp_path, step_directory(tmp_path, 3), keep_last=1)
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step-00000003", "step-00000008", "step-00000009"]
     assert find_newest(tmp_path).directory == step_directory(tmp_path, 3)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.config import ConfigError, dump_yaml, load_config
-from pretrain.config.identity import check_run_directory
+from pretrain.config.identity import check_run_directory, lock_run_directory
 
 TINY = Path(__file__).resolve().parents[3] / "configs" / "gpt" / "tiny.yaml"
 
@@ -56,6 +56,20 @@ def test_an_unreadable_config_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text(": [")
     with pytest.raises(ConfigError, match="cannot read"):
         check_run_directory(load_config(TINY, [f"run_dir={tmp_path}"]))
+
+
+def test_a_second_job_is_refused_until_the_first_ends(tmp_path: Path) -> None:
+    first = lock_run_directory(str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match="another job is training"):
+        lock_run_directory(str(tmp_path / "run"))
+    first.close()
+    lock_run_directory(str(tmp_path / "run")).close()
+
+
+def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot write"):
+        lock_run_directory(str(tmp_path / "file" / "run"))
 
 
 def test_a_new_directory_is_fine(tmp_path: Path) -> None:

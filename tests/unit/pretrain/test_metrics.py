@@ -30,6 +30,17 @@ def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
     assert scalars == pytest.approx({1: 1.0, 2: 0.5, 3: 5.0})
 
 
+def test_what_is_not_finite_stays_valid_json(tmp_path: Path) -> None:
+    with RunMetrics(tmp_path, 0) as metrics:
+        metrics.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "lr": 0.5})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail) == {
+        "step": 1,
+        "loss": None,
+        "grad_norm": None,
+        "lr": 0.5,
+    }
+
+
 def test_lines_on_something_that_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with RunMetrics(tmp_path, 0) as metrics:
         metrics.live("step 1")
