@@ -170,8 +170,8 @@ def _check_finite(config: JobConfig, step: int, result: StepMetrics) -> None:
     if math.isfinite(result.losses["loss"]) and math.isfinite(result.grad_norm):
         return
     raise TrainingError(
-        f"step {step}: loss {result.losses['loss']}, gradient norm {result.grad_norm}; "
-        f"stopped without saving, the checkpoints in {config.run_dir} are from before. Lower optimizer.lr or raise "
+        f"step {step}: loss {result.losses['loss']}, gradient norm {result.grad_norm}; stopped without "
+        f"saving, the checkpoints in {config.run_dir} are from before. Lower optimizer.lr or raise "
         "schedule.lr_warmup_steps, in a new run_dir"
     )
 
