@@ -38,13 +38,15 @@ def identity(config: JobConfig) -> dict[str, Any]:
 
 
 def check_run_directory(config: JobConfig) -> None:
-    """Refuse a run directory that an earlier attempt started with another configuration.
+    """Refuse a run directory in which an earlier attempt trained with another configuration.
+
+    An attempt that ended before its first metrics (wrong data, say) left nothing to protect.
 
     Raises:
         ConfigError: Naming each key that differs.
     """
     path = Path(config.run_dir) / "config.yaml"
-    if not path.exists():
+    if not path.exists() or not _has_progress(path.parent):
         return
     try:
         stored = _identifying(yaml.safe_load(path.read_text(encoding="utf-8")))
@@ -83,6 +85,11 @@ def lock_run_directory(run_dir: str) -> TextIO:
     except OSError as error:
         raise ConfigError(f"run_dir: cannot write {error.filename or path}: {error.strerror}") from error
     return lock
+
+
+def _has_progress(run_dir: Path) -> bool:
+    metrics = run_dir / "metrics.jsonl"
+    return any((run_dir / "checkpoints").glob("step-*")) or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def _identifying(data: dict[str, Any]) -> dict[str, Any]:

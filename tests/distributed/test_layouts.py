@@ -74,6 +74,18 @@ def test_dropout_streams(pools: dict[int, RankPool]) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt", "bert"])
+def test_recompute_under_zero_3(pools: dict[int, RankPool], kind: str) -> None:
+    """Parameters must be gathered again for the second forward pass of each layer."""
+    recompute = {"training": {"recompute": "full"}}
+    plain = pools[2].run(TRAIN, kind=kind, layout=Layout(1, 3), steps=3)[0]
+    again = pools[2].run(TRAIN, kind=kind, layout=Layout(1, 3), steps=3, extra=recompute)[0]
+    assert again["losses"] == plain["losses"]
+    assert again["norms"] == pytest.approx(plain["norms"], rel=1e-6)
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("kind", ["gpt", "bert"])
 def test_dropout_keeps_replicas_equal_and_recompute_repeats_it(pools: dict[int, RankPool], kind: str) -> None:
     dropout = {"model": {"hidden_dropout": 0.1, "attention_dropout": 0.1}}

@@ -112,6 +112,7 @@ def test_run_directory_of_another_config(corpus: Path, tmp_path: Path) -> None:
     arguments = tiny_run("gpt", corpus, run_dir)
     config = load_config(Path(arguments[1]), [text for text in arguments[2:] if text != "--set"])
     (run_dir / "config.yaml").write_text(dump_yaml(config))
+    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
     output = refuse([*LAUNCH, *arguments, "--set", "model.num_layers=3"])
     assert "belongs to another config" in output
     assert "model.num_layers (there 2, now 3)" in output

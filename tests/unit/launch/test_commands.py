@@ -53,6 +53,7 @@ def test_a_wrong_config_is_refused_before_any_rank_starts(capsys, override, name
 
 def test_a_run_directory_of_another_config_is_refused(capsys, tmp_path):
     (tmp_path / "config.yaml").write_text(dump_yaml(load_config(Path(TINY), ["seed=1"])))
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
     assert launch("--nproc", "1", "--config", TINY, "--set", f"run_dir={tmp_path}", "seed=2") == 2
     assert "belongs to another config" in capsys.readouterr().err
 

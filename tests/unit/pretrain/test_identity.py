@@ -14,6 +14,7 @@ TINY = Path(__file__).resolve().parents[3] / "configs" / "gpt" / "tiny.yaml"
 
 def start_in(run_dir: Path) -> None:
     (run_dir / "config.yaml").write_text(dump_yaml(load_config(TINY, [f"run_dir={run_dir}"])))
+    (run_dir / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
 @pytest.mark.parametrize(
@@ -53,9 +54,19 @@ def test_another_run_is_refused_by_key(tmp_path: Path, text: str, key: str) -> N
 
 
 def test_an_unreadable_config_is_refused(tmp_path: Path) -> None:
+    start_in(tmp_path)
     (tmp_path / "config.yaml").write_text(": [")
     with pytest.raises(ConfigError, match="cannot read"):
         check_run_directory(load_config(TINY, [f"run_dir={tmp_path}"]))
+
+
+def test_an_attempt_without_progress_does_not_own_the_directory(tmp_path: Path) -> None:
+    start_in(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text("")
+    check_run_directory(load_config(TINY, [f"run_dir={tmp_path}", "model.num_layers=3"]))
+    (tmp_path / "checkpoints" / "step-00000001").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="belongs to another config"):
+        check_run_directory(load_config(TINY, [f"run_dir={tmp_path}", "model.num_layers=3"]))
 
 
 def test_a_second_job_is_refused_until_the_first_ends(tmp_path: Path) -> None:
