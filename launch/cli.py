@@ -37,7 +37,7 @@ examples:
   headwater check --config configs/gpt/tiny.yaml --nproc 2
   headwater launch local --nproc 2 --config configs/gpt/tiny.yaml --set parallel.zero_stage=2
 
-exit codes: 0 done; 2 wrong input; 75 stopped by a signal after saving, run it again to resume; else a crash
+exit codes: 0 done; 2 wrong input; 3 the loss diverged; 75 stopped by a signal after saving, run it again
 """
 
 
