@@ -41,6 +41,7 @@ class RankState:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._parameters: dict[str, Any] = dict(engine.model.named_parameters())
         optimizer = engine.deepspeed.optimizer
         self._inner: torch.optim.Optimizer = optimizer if engine.zero_stage == 0 else optimizer.optimizer
         if engine.zero_stage == 0:
@@ -88,7 +89,7 @@ class RankState:
 
     def refresh_model(self, name: str, shard: Tensor) -> None:
         """Give the model's own (possibly low-precision) copy of a parameter the values in `shard`."""
-        parameter: Any = dict(self._engine.model.named_parameters())[name]
+        parameter = self._parameters[name]
         if hasattr(parameter, "ds_tensor"):
             part = parameter.ds_tensor.numel()
             start = self._engine.topology.data_parallel_rank * part
@@ -99,13 +100,12 @@ class RankState:
 
     def _whole_fragments(self) -> Iterator[Fragment]:
         """Stage 0: parameters are whole on every rank."""
-        for index, (name, parameter) in enumerate(self._engine.model.named_parameters()):
+        for index, (name, parameter) in enumerate(self._parameters.items()):
             yield Fragment(name, 0, index, 0, parameter.numel())
 
     def _mapped_fragments(self) -> Iterator[Fragment]:
         """Stages 1 and 2: DeepSpeed maps low-precision parameters to ranges of its flat partitions."""
-        parameter: Any
-        for name, parameter in self._engine.model.named_parameters():
+        for name, parameter in self._parameters.items():
             mapping: Any = parameter._hp_mapping
             if mapping is not None:
                 low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
@@ -115,8 +115,8 @@ class RankState:
         """Stage 3: every parameter is cut into equal parts, one a rank, the last padded."""
         optimizer = self._engine.deepspeed.optimizer
         rank = self._engine.topology.data_parallel_rank
-        for name, parameter in self._engine.model.named_parameters():
+        for name, parameter in self._parameters.items():
             flat, flat_start, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
-            numel = min(part, max(0, parameter.ds_numel - rank * part))  # type: ignore[attr-defined]
+            numel = min(part, max(0, parameter.ds_numel - rank * part))
             if numel:
                 yield Fragment(name, rank * part, flat, flat_start, numel)

@@ -25,7 +25,6 @@ from pretrain.checkpoint.manifest import (
     CONFIG,
     FORMAT_VERSION,
     MANIFEST,
-    TOKENIZER,
     CheckpointError,
     checkpoints_directory,
     list_checkpoints,
@@ -210,6 +209,3 @@ def _prune(run_dir: Path, newest: Path, keep_last: int) -> None:
             shutil.rmtree(doomed)
         except OSError as error:
             print(f"warning: {directory}: cannot be removed: {error.strerror}", flush=True)
-
-
-__all__ = ["TOKENIZER", "save_checkpoint", "write_parameters"]

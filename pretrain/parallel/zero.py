@@ -87,6 +87,7 @@ class Engine:
         self.topology = topology
         self.model = model
         self.zero_stage = config.parallel.zero_stage
+        self._at_boundary = False
         self.deepspeed: Any
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
