@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
-from pretrain.checkpoint import find_newest, load_checkpoint, save_checkpoint
+from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
 from pretrain.checkpoint.files import write_text
 from pretrain.checkpoint.manifest import Found
 from pretrain.config import ConfigError, JobConfig, dump_yaml
@@ -141,13 +141,21 @@ def claim_run_directory(config: JobConfig, topology: Topology) -> Iterator[None]
 
 
 def _resume(job: Job) -> int:
-    """Load the newest checkpoint that verifies; returns its step, 0 without one."""
-    found: Found = broadcast_from_main(
-        find_newest(Path(job.config.run_dir)) if job.topology.is_main else None
-    )
+    """Load the newest checkpoint that verifies; returns its step, 0 in a new run.
+
+    Raises:
+        CheckpointError: If the run has checkpoints and none of them verifies.
+    """
+    run_dir = Path(job.config.run_dir)
+    found: Found = broadcast_from_main(find_newest(run_dir) if job.topology.is_main else None)
     if job.topology.is_main:
         for text in found.passed_over:
             print(f"warning: {text}", flush=True)
+    if found.directory is None and found.damaged:
+        raise CheckpointError(
+            f"{run_dir}: every checkpoint is damaged, so the run cannot go on; restore one, or start in "
+            "another run_dir"
+        )
     if found.directory is None:
         return 0
     trainer = load_checkpoint(job.engine, found.directory)

@@ -36,6 +36,8 @@ class Found:
     directory: Path | None
     passed_over: tuple[str, ...]
     """One sentence for each damaged or half-written checkpoint."""
+    damaged: int = 0
+    """How many were complete once and do not verify now."""
 
 
 def checkpoints_directory(run_dir: Path) -> Path:
@@ -90,12 +92,13 @@ def find_newest(run_dir: Path) -> Found:
     passed_over = [
         f"{path}: half-written, ignored" for path in checkpoints_directory(run_dir).glob(".writing-*")
     ]
-    for directory in reversed(list_checkpoints(run_dir)):
+    finished = list_checkpoints(run_dir)
+    for damaged, directory in enumerate(reversed(finished)):
         problems = verify(directory)
         if not problems:
-            return Found(directory, tuple(passed_over))
+            return Found(directory, tuple(passed_over), damaged)
         passed_over.append(f"{problems[0]}; passed over")
-    return Found(None, tuple(passed_over))
+    return Found(None, tuple(passed_over), len(finished))
 
 
 def find_checkpoint(path: Path) -> Path:

@@ -1,13 +1,17 @@
-"""Stop signals, on one rank."""
+"""When a run stops, and when it refuses to start."""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from pretrain import loop
+from pretrain.checkpoint import CheckpointError
 from pretrain.loop import TrainingError, _check_finite
 from pretrain.step import StepMetrics
 
@@ -40,6 +44,19 @@ def test_one_request_in_many_signals_never_ends_a_rank() -> None:
 
 def test_a_second_ctrl_c_ends_it_at_once() -> None:
     assert send("SIGINT:1.2", "SIGINT:0") == 128 + signal.SIGINT
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Starting again from step 0 would throw the run away without a word."""
+    (tmp_path / "checkpoints" / "step-00000005").mkdir(parents=True)
+    monkeypatch.setattr(loop, "broadcast_from_main", lambda value: value)
+    job = SimpleNamespace(
+        config=SimpleNamespace(run_dir=str(tmp_path)), topology=SimpleNamespace(is_main=True)
+    )
+    with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
+        loop._resume(job)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
