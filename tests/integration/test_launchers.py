@@ -13,10 +13,9 @@ LAUNCHERS = {
     "headwater": [*HEADWATER, "launch", "local", "--nproc", "2"],
     "torchrun": [
         str(Path(sys.executable).parent / "torchrun"),
+        "--standalone",
         "--nproc_per_node",
         "2",
-        "--master_port",
-        "0",
         "-m",
         "pretrain.train",
     ],

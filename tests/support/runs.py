@@ -22,7 +22,7 @@ def environment() -> dict[str, str]:
     return os.environ | settings | {"PATH": f"{bin_directory}{os.pathsep}{os.environ['PATH']}"}
 
 
-def tiny_run(kind: str, corpus: Path, run_dir: Path, steps: int = 8) -> list[str]:
+def tiny_run(kind: str, corpus: Path, run_dir: Path, steps: int = 16) -> list[str]:
     """Arguments of a two-layer run with dropout, logged at every step, saved every third."""
     settings = {
         "run_dir": run_dir,
@@ -63,9 +63,17 @@ def finish(process: subprocess.Popen[str], timeout_seconds: float = 240.0) -> tu
         output, _ = process.communicate(timeout=timeout_seconds)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        output, _ = process.communicate()
+        output = _rest(process)
         raise AssertionError(f"did not end within {timeout_seconds} s:\n{output}") from None
     return process.returncode, output
+
+
+def _rest(process: subprocess.Popen[str]) -> str:
+    """What a killed command printed; orphans may keep the pipe open, so this does not wait for its end."""
+    try:
+        return process.communicate(timeout=5.0)[0]
+    except subprocess.TimeoutExpired as error:
+        return (error.output or b"").decode(errors="replace")
 
 
 def run(command: list[str]) -> str:
