@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from typing import Any
 
 from pretrain.config import ConfigError
+from pretrain.config.environment import world_size_from_environment
 from pretrain.parallel.topology import (
     Topology,
     initialize_topology,
     leave_process_group,
-    world_size_from_environment,
 )
 
 LAYOUT: dict[str, Any] = {"precision": "fp32", "tensor_model_parallel_size": 1, "recompute": "none"}

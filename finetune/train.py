@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments("finetune", "Train a checkpoint further for a task.", EXAMPLES, argv)
     from finetune.config import load_finetune_config
     from finetune.session import finetune
-    from pretrain.parallel.topology import world_size_from_environment
+    from pretrain.config.environment import world_size_from_environment
 
     config = load_finetune_config(arguments.config, arguments.overrides, world_size_from_environment())
     return finetune(config)

@@ -25,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pretrain", "Train the run that a config describes, or go on with it.", EXAMPLES, argv
     )
     from pretrain.config import load_config
+    from pretrain.config.environment import world_size_from_environment
 
     # A wrong config is answered before torch is imported.
     config = load_config(arguments.config, arguments.overrides, world_size_from_environment())
@@ -57,11 +58,6 @@ def parse_arguments(
         "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
     )  # ranks read LOCAL_RANK
     return parser.parse_args(argv)
-
-
-def world_size_from_environment() -> int:
-    """Ranks that the launcher started (WORLD_SIZE); 1 when started by hand."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def run_main(main: Callable[[], int]) -> int:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from pretrain.config.environment import world_size_from_environment
 from pretrain.config.errors import ConfigError
 from pretrain.parallel.device import backend, compute_device, use_cpu_rng
 
@@ -33,11 +34,6 @@ class Topology:
     def is_main(self) -> bool:
         """True on the one rank that prints and writes shared files."""
         return self.rank == 0
-
-
-def world_size_from_environment() -> int:
-    """Ranks that the launcher started (WORLD_SIZE); 1 when started by hand."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 1800) -> Topology:
