@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError
-from data_tools.inputs import add_hashes, check_record, describe_inputs, read_record
+from data_tools.record import add_hashes, check_record, describe_inputs, read_record
 from data_tools.jsonl import Intake, find_inputs, plan_chunks
 from data_tools.pack import PackedShard, PackTask, pack
 from data_tools.progress import Progress

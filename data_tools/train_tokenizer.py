@@ -19,7 +19,7 @@ import xxhash
 from sentencepiece import sentencepiece_model_pb2
 
 from data_tools.errors import DataError
-from data_tools.inputs import add_hashes, check_record, describe_inputs, read_record
+from data_tools.record import add_hashes, check_record, describe_inputs, read_record
 from data_tools.jsonl import (
     BadLine,
     Chunk,

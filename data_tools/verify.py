@@ -10,7 +10,7 @@ import numpy as np
 import xxhash
 
 from data_tools.errors import DataError
-from data_tools.inputs import read_record
+from data_tools.record import read_record
 from data_tools.prepare import RECORD_NAME
 from data_tools.progress import Progress
 from data_tools.shard_format import SPLITS, TOKENIZER_NAME, Manifest, load_manifest

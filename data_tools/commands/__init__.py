@@ -1,0 +1,1 @@
+"""One module per `headwater data` command: `add_arguments(parser)` and `run(arguments)`."""
