@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from data_tools.errors import DataError
+from data_tools.reading import InputFile, ReadOptions, find_inputs, plan_chunks
+
+
+def make(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def found(*arguments: Path | str, **options: object) -> list[str]:
+    files = find_inputs([str(argument) for argument in arguments], ReadOptions(**options))  # type: ignore[arg-type]
+    return [file.url for file in files]
+
+
+def test_a_directory_gives_every_known_file_at_any_depth(tmp_path: Path) -> None:
+    names = [
+        "A.JSONL",
+        "a/b/c.txt.gz",
+        "a/d.parquet",
+        "b.csv",
+        "e.warc.wet.gz",
+        "f.npy",
+        "g.json.zst",
+        "h.tsv.xz",
+    ]
+    make(tmp_path, *names)
+    make(
+        tmp_path,
+        "README.md",
+        ".hidden.jsonl",
+        ".git/x.txt",
+        "x.jsonl.partial",
+        "noextension",
+        "y.zip",
+        ".jsonl",
+    )
+    assert found(tmp_path) == [str(tmp_path / name) for name in names]
+    files = find_inputs([str(tmp_path)], ReadOptions())
+    assert [(file.format, file.compression) for file in files] == [
+        ("jsonl", ""),
+        ("text", "gz"),
+        ("parquet", ""),
+        ("csv", ""),
+        ("warc", "gz"),
+        ("npy", ""),
+        ("jsonl", "zst"),
+        ("tsv", "xz"),
+    ]
+    first, status = files[0], (tmp_path / "A.JSONL").stat()
+    assert first == InputFile(
+        str(tmp_path / "A.JSONL"), status.st_size, str(status.st_mtime_ns), str(tmp_path), "jsonl"
+    )
+    assert found(tmp_path, format="csv") == [str(tmp_path / name) for name in ("b.csv", "h.tsv.xz")]
+    assert find_inputs([str(tmp_path)], ReadOptions(format="csv"))[1].format == "tsv"
+
+
+def test_files_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, "b.jsonl", "a.jsonl", "sub/c.jsonl", "sub/deep/d.rst", "sub/.e.jsonl", "[x].jsonl", "note")
+    a, b, c = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "sub/c.jsonl"))
+    assert found(b, a) == [b, a]
+    assert found(f"{tmp_path}/?.jsonl") == [a, b]
+    assert found(f"{tmp_path}/**/[a-c].jsonl") == [a, b, c]
+    assert found(f"{tmp_path}/[x].jsonl") == [str(tmp_path / "[x].jsonl")]
+    assert found(f"{tmp_path}/**/*.rst", f"{tmp_path}/note", format="text") == [
+        str(tmp_path / "sub/deep/d.rst"),
+        str(tmp_path / "note"),
+    ]
+    monkeypatch.chdir(tmp_path)
+    file = find_inputs(["sub/../a.jsonl"], ReadOptions())[0]
+    assert (file.url, file.argument) == (a, "sub/../a.jsonl")
+
+
+def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "sub/note", "x.parquet.gz")
+    for argument, message in (
+        ("none.jsonl", r"no input file .*none\.jsonl: No such file"),
+        ("*.csv", r"no input files under .*\*\.csv"),
+        (
+            "sub",
+            r"no input files under .*sub; of a directory those are read that end in \.jsonl \.ndjson .*\.gz",
+        ),
+        ("sub/note", r"sub/note: the name tells no format, \.jsonl .* do: set the format"),
+        ("sub/*", r"sub/note: the name tells no format"),
+        ("x.parquet.gz", r"x\.parquet\.gz: parquet inside \.gz cannot be read: decompress it first"),
+    ):
+        with pytest.raises(DataError, match=message):
+            found(tmp_path / argument)
+    with pytest.raises(DataError, match=r"end in \.txt \.text \("):
+        found(tmp_path / "sub", format="text")
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(DataError, match=r"pipe\.txt is not a regular file"):
+        found(tmp_path / "pipe.txt")
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "sub/b.jsonl", "other/c.txt")
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    (tmp_path / "other" / "linked").symlink_to(tmp_path / "sub")
+    with pytest.raises(
+        DataError, match=rf"named twice: by {tmp_path}/a\.jsonl and by {tmp_path}/sub/\.\./a\.jsonl"
+    ):
+        found(tmp_path / "a.jsonl", f"{tmp_path}/sub/../a.jsonl")
+    with pytest.raises(DataError, match=rf"a\.jsonl is named twice: by {tmp_path} and by {tmp_path}"):
+        found(tmp_path)
+    (tmp_path / "link.jsonl").unlink()
+    with pytest.raises(DataError, match=r"b\.jsonl is named twice"):
+        found(tmp_path)
+    assert found(tmp_path / "other") == [
+        str(tmp_path / "other" / name) for name in ("c.txt", "linked/b.jsonl")
+    ]
+    (tmp_path / "sub" / "up").symlink_to(tmp_path / "sub")
+    with pytest.raises(DataError, match=r"sub/up is a symbolic link to a directory that it is in"):
+        found(tmp_path / "sub")
+
+
+def test_a_token_key_is_for_formats_that_have_one(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "b.npy", "c.parquet", "d.csv")
+    assert len(found(*(tmp_path / name for name in ("a.jsonl", "b.npy", "c.parquet")), token_key="ids")) == 3
+    with pytest.raises(DataError, match=r"d\.csv: a token key is for jsonl and parquet, this is csv"):
+        found(tmp_path, token_key="ids")
+
+
+def test_chunks(tmp_path: Path) -> None:
+    names = [
+        "a.jsonl",
+        "b.txt",
+        "c.csv",
+        "d.jsonl.gz",
+        "e.parquet",
+        "f.warc",
+        "g.npy",
+        "h.jsonl",
+        "i.jsonl.gz",
+    ]
+    for name in names[:-2]:
+        (tmp_path / name).write_bytes(bytes(25))
+    make(tmp_path)
+    (tmp_path / "h.jsonl").touch()
+    (tmp_path / "i.jsonl.gz").touch()
+    options = ReadOptions(text_unit="line")
+    files = find_inputs([str(tmp_path)], options)
+
+    def ranges(options: ReadOptions) -> dict[str, list[tuple[int, int]]]:
+        cut: dict[str, list[tuple[int, int]]] = {}
+        for chunk in plan_chunks(files, options, 10):
+            assert files[chunk.file_index] is chunk.file and chunk.cost == chunk.stop - chunk.start
+            cut.setdefault(os.path.basename(chunk.file.url), []).append((chunk.start, chunk.stop))
+        return cut
+
+    whole, parts = [(0, 25)], [(0, 10), (10, 20), (20, 25)]
+    assert ranges(options) == {
+        "a.jsonl": parts,
+        "b.txt": parts,
+        "c.csv": whole,
+        "d.jsonl.gz": whole,
+        "e.parquet": parts,
+        "f.warc": whole,
+        "g.npy": parts,
+        "i.jsonl.gz": [(0, 0)],
+    }
+    assert ranges(ReadOptions(text_unit="file"))["b.txt"] == whole
