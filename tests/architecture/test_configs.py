@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.clean import load_clean_config
 from finetune.config import load_finetune_config
 from pretrain.config import JobConfig, load_config
 from pretrain.config.load import read_yaml
 
 REPO = Path(__file__).parents[2]
-CONFIGS = sorted((REPO / "configs").rglob("*.yaml"))
+DATA_CONFIGS = sorted((REPO / "configs" / "data").glob("*.yaml"))
+"""Cleaning configurations of the data tools, not runs."""
+CONFIGS = sorted(set((REPO / "configs").rglob("*.yaml")) - set(DATA_CONFIGS))
 
 
 def name_of(path: Path) -> str:
@@ -28,6 +31,11 @@ def load(path: Path, world_size: int | None = None) -> JobConfig:
 def test_it_loads(path):
     config = load(path)
     load(path, world_size=config.parallel.tensor_model_parallel_size)
+
+
+@pytest.mark.parametrize("path", DATA_CONFIGS, ids=name_of)
+def test_a_cleaning_config_loads(path):
+    assert load_clean_config(path).steps
 
 
 def test_no_two_runs_share_a_run_directory():
