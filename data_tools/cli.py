@@ -43,8 +43,13 @@ COMMANDS = {
     ),
     "tokenizer": Command(
         "tokenizer",
-        "train a lossless sentencepiece tokenizer",
+        "train a lossless sentencepiece tokenizer, or write the vocabulary of an integer stream",
         "--input docs.jsonl --vocab-size 32000 --out tokenizer.model",
+    ),
+    "export-tokenizer": Command(
+        "export_tokenizer",
+        "write a tokenizer in Hugging Face's format and prove that it gives the same ids",
+        "tokenizer.model --out hf-tokenizer --input docs.jsonl",
     ),
     "prepare": Command(
         "prepare",

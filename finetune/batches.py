@@ -23,7 +23,7 @@ from finetune.text import TextCodec
 from pretrain.config import ConfigError
 from pretrain.data.order import sample_at
 from pretrain.data.philox import I64, derive_key
-from pretrain.data.stream import RankPlan
+from pretrain.data.steps import RankPlan
 
 MicroBatch = dict[str, npt.NDArray[Any]]
 
@@ -85,16 +85,17 @@ def encode_examples(
     Raises:
         ConfigError: A tokenizer without [CLS] or [SEP].
     """
-    if min(codec.cls_id, codec.sep_id, codec.pad_id) < 0:
+    cls_id, sep_id, pad_id = codec.cls_id, codec.sep_id, codec.pad_id
+    if cls_id is None or sep_id is None or pad_id is None:
         raise ConfigError(
             "pretrained: the tokenizer of this checkpoint lacks [CLS], [SEP] or [PAD]; it is no BERT's"
         )
     encoded = codec.encode_batch(texts)
     room = seq_length - 2
-    first, last = np.array([codec.cls_id], np.int32), np.array([codec.sep_id], np.int32)
+    first, last = np.array([cls_id], np.int32), np.array([sep_id], np.int32)
     tokens = tuple(np.concatenate([first, ids[:room], last]) for ids in encoded)
     truncated = sum(len(ids) > room for ids in encoded)
-    return Examples(tokens, np.asarray(labels, dtype=np.int64), codec.pad_id, truncated)
+    return Examples(tokens, np.asarray(labels, dtype=np.int64), pad_id, truncated)
 
 
 class ExampleStream:
@@ -108,6 +109,7 @@ class ExampleStream:
         self.consumed_samples = 0
         self._examples, self._plan = examples, plan
         self._key = derive_key(seed, "finetune")
+        self._mean_tokens = sum(map(len, examples.tokens)) / len(examples)
         self._identity = {
             "format": STATE_FORMAT,
             "seed": seed,
@@ -123,6 +125,11 @@ class ExampleStream:
         self.consumed_samples += self._plan.global_batch_size
         size = self._plan.micro_batch_size
         return [self._examples.micro_batch(rows[at : at + size]) for at in range(0, len(rows), size)]
+
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens handed out so far, padding not counted."""
+        return int(self.consumed_samples * self._mean_tokens)
 
     def epochs(self) -> dict[str, float]:
         """Passes over the training data so far."""

@@ -80,9 +80,14 @@ def write_model(source: Source, kind: Kind, directory: Path) -> None:
     """Write config.json and model.safetensors."""
     from safetensors.torch import save_file
 
+    from finetune.text import open_text_codec
     from finetune.weights import to_hf
 
     config = kind.hf_config(source.architecture)
+    codec = open_text_codec(source.directory)
+    config.pad_token_id = codec.pad_id
+    if source.architecture.model.kind == "gpt":
+        config.bos_token_id = config.eos_token_id = codec.eod_id
     config.architectures = [kind.hf_class]
     config.dtype = "float32"
     state = to_hf(kind.links(source.architecture.model), source.parameters)
@@ -96,19 +101,17 @@ def write_tokenizer(source: Source, directory: Path) -> list[str]:
     Returns:
         What there is to tell about it.
     """
-    from finetune.hf_tokenizer import has_exact_scores, write_hf_tokenizer
-    from finetune.text import tokenizer_files
-    from pretrain.checkpoint.manifest import TOKENIZER
+    from finetune.hf_tokenizer import write_hf_tokenizer
+    from finetune.text import own_tokenizer, tokenizer_files
 
     model = source.architecture.model
     files = tokenizer_files(source.directory)
-    if TOKENIZER in files:
-        write_hf_tokenizer(files[TOKENIZER], model.kind, model.max_position_embeddings, directory)
-        if has_exact_scores(files[TOKENIZER]):
-            return ["the tokenizer gives the same ids as ours"]
-        return [
-            "the tokenizer gives the same ids as ours, except where two ways to cut a text score the same"
-        ]
+    own = own_tokenizer(files)
+    if own is not None and own.name == "vocabulary.json":
+        shutil.copyfile(own, directory / own.name)
+        return ["the model reads integers, so there is no tokenizer; its vocabulary.json is copied"]
+    if own is not None:
+        return [write_hf_tokenizer(own, model.kind, model.max_position_embeddings, directory)]
     names = sorted(files.keys() - {"config.json"})
     for name in names:
         shutil.copyfile(files[name], directory / name)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_tools.tokenizer import Tokenizer
 from pretrain.config import ConfigError
 from pretrain.config.load import parse_section
 from pretrain.config.schema import BertModelConfig, GPTModelConfig
@@ -15,6 +14,8 @@ def gpt2_config(model: GPTModelConfig) -> Any:
     from transformers import GPT2Config
 
     return GPT2Config(
+        bos_token_id=None,  # whoever has the tokenizer sets them; the defaults are GPT-2's own
+        eos_token_id=None,
         vocab_size=model.vocab_size,
         n_positions=model.max_position_embeddings,
         n_embd=model.hidden_size,
@@ -27,9 +28,6 @@ def gpt2_config(model: GPTModelConfig) -> Any:
         attn_pdrop=model.attention_dropout,
         layer_norm_epsilon=model.layernorm_epsilon,
         initializer_range=model.init_std,
-        bos_token_id=Tokenizer.eod_id,
-        eos_token_id=Tokenizer.eod_id,
-        pad_token_id=Tokenizer.pad_id,
     )
 
 
@@ -57,7 +55,6 @@ def bert_config(model: BertModelConfig, labels: list[str] | None = None) -> Any:
         type_vocab_size=2,
         initializer_range=model.init_std,
         layer_norm_eps=model.layernorm_epsilon,
-        pad_token_id=Tokenizer.pad_id,
         **named,
     )
 

@@ -47,9 +47,8 @@ def import_hf(source: Path, run_dir: Path) -> list[str]:
     from finetune.export_hf import LARGEST_DIFFERENCE
     from finetune.hf_config import model_section
     from finetune.source import difference_from, kind_of, write_weights
-    from finetune.text import tokenizer_files
+    from finetune.text import own_tokenizer, tokenizer_files
     from finetune.weights import from_hf
-    from pretrain.checkpoint.manifest import TOKENIZER
     from pretrain.config import ConfigError
 
     config = _read_config(source)
@@ -70,7 +69,7 @@ def import_hf(source: Path, run_dir: Path) -> list[str]:
     told = [f"logits of {kind.hf_class} and of our model differ by at most {difference:.1e}"]
     if fresh:
         told.append(f"not in {source}, so freshly initialised: {', '.join(fresh)}")
-    if TOKENIZER not in files:
+    if own_tokenizer(files) is None:
         told.append("no Headwater tokenizer.model there; its own tokenizer files are kept in the checkpoint")
     return [*told, f"imported to {checkpoint}"]
 

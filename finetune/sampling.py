@@ -32,7 +32,7 @@ def continue_text(
     max_new_tokens: int,
     options: SamplingOptions,
     generator: torch.Generator,
-    stop_id: int,
+    stop_id: int | None,
 ) -> Iterator[int]:
     """Yield new tokens one by one, until `stop_id` (not yielded) or `max_new_tokens`.
 
@@ -42,7 +42,7 @@ def continue_text(
         max_new_tokens: At most so many.
         options: How to choose.
         generator: Source of randomness; not used when greedy.
-        stop_id: Ends the text.
+        stop_id: Ends the text; None never does.
     """
     tokens = torch.tensor(prompt)
     for _ in range(max_new_tokens):

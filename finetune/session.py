@@ -20,7 +20,7 @@ from pretrain.checkpoint import find_checkpoint, find_newest, load_parameters, r
 from pretrain.checkpoint.files import write_json
 from pretrain.config.derive import data_parallel_size
 from pretrain.config.schema import BertModelConfig
-from pretrain.data.stream import RankPlan
+from pretrain.data.steps import RankPlan
 from pretrain.loop import Job, claim_run_directory, run
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel.collectives import broadcast_from_main

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.errors import DataError
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import FILE_NAMES, load_tokenizer
 from pretrain.checkpoint import CheckpointError
-from pretrain.checkpoint.manifest import TOKENIZER
+
+SENTENCEPIECE, _, VOCABULARY = FILE_NAMES
 
 HF_FILES = (
     "tokenizer.json",
@@ -30,10 +31,10 @@ HF_FILES = (
 class TextCodec(Protocol):
     """What tasks ask of a tokenizer. Text is always only text: special tokens in it are not recognised."""
 
-    pad_id: int
-    cls_id: int
-    sep_id: int
-    eod_id: int
+    pad_id: int | None
+    cls_id: int | None
+    sep_id: int | None
+    eod_id: int | None
     vocab_size: int
 
     def encode_batch(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
@@ -44,7 +45,7 @@ class TextCodec(Protocol):
 
 
 class HfTextCodec:
-    """A transformers tokenizer behind our interface. A special token that it lacks has id -1."""
+    """A transformers tokenizer behind our interface. A special token that it lacks is None."""
 
     def __init__(self, directory: Path) -> None:
         from transformers import AutoTokenizer
@@ -68,16 +69,22 @@ class HfTextCodec:
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
-    def _id(self, name: str) -> int:
+    def _id(self, name: str) -> int | None:
         value = getattr(self._tokenizer, name, None)
-        return -1 if value is None else int(value)
+        return None if value is None else int(value)
 
 
 def tokenizer_files(directory: Path) -> dict[str, Path]:
     """The tokenizer files in a checkpoint or Hugging Face directory; ours alone where it has one."""
-    if (directory / TOKENIZER).is_file() and _is_ours(directory / TOKENIZER):
-        return {TOKENIZER: directory / TOKENIZER}
+    for name in (SENTENCEPIECE, VOCABULARY):
+        if (directory / name).is_file() and _is_ours(directory / name):
+            return {name: directory / name}
     return {name: directory / name for name in HF_FILES if (directory / name).is_file()}
+
+
+def own_tokenizer(files: Mapping[str, Path]) -> Path | None:
+    """The one of `tokenizer_files` that our own library reads; a tokenizer.json only if it is alone."""
+    return next(iter(files.values())) if len(files) == 1 and files.keys() <= set(FILE_NAMES) else None
 
 
 def open_text_codec(directory: Path) -> TextCodec:
@@ -87,17 +94,18 @@ def open_text_codec(directory: Path) -> TextCodec:
         CheckpointError: If it has none.
     """
     files = tokenizer_files(directory)
-    if TOKENIZER in files:
-        return Tokenizer.load(files[TOKENIZER])
+    own = own_tokenizer(files)
+    if own is not None:
+        return load_tokenizer(own)
     if not files.keys() - {"config.json"}:
-        raise CheckpointError(f"{directory}: no tokenizer in this checkpoint; put its {TOKENIZER} there")
+        raise CheckpointError(f"{directory}: no tokenizer in this checkpoint; put its {SENTENCEPIECE} there")
     return HfTextCodec(directory)
 
 
 def _is_ours(path: Path) -> bool:
     """Other projects also call a sentencepiece model tokenizer.model; theirs lacks our special ids."""
     try:
-        Tokenizer.load(path)
+        load_tokenizer(path)
     except DataError:
         return False
     return True

@@ -20,6 +20,7 @@ from pretrain.config.derive import tokens_per_step
 
 FORMAT_VERSION = 1
 SHOWN_SHARDS = 5
+TOKENIZER_NAMES = ("tokenizer.model", "tokenizer.json", "vocabulary.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +34,7 @@ class _Split:
 
 def data_findings(config: RunConfig) -> list[Finding]:
     """Check every corpus of a run: manifests, shards, tokenizer, vocabulary, sentences, epochs."""
-    tokenizer = Path(config.data.tokenizer or Path(config.data.corpora[0].path) / "tokenizer.model")
-    sha256, findings = _tokenizer_sha256(tokenizer)
+    sha256, findings = _tokenizer_sha256(_tokenizer_path(config))
     without_validation: list[str] = []
     total_weight = sum(corpus.weight for corpus in config.data.corpora)
     splits = ["train", "validation"] if config.training.eval_interval else ["train"]
@@ -61,6 +61,14 @@ def _validation_findings(without: list[str], corpora: int) -> list[Finding]:
     return [
         Finding("warning", "data", f"corpus {name}: no validation split, not evaluated") for name in without
     ]
+
+
+def _tokenizer_path(config: RunConfig) -> Path:
+    """`data.tokenizer`, or the one in the first corpus: the name tells its kind, only one is there."""
+    if config.data.tokenizer:
+        return Path(config.data.tokenizer)
+    paths = [Path(config.data.corpora[0].path) / name for name in TOKENIZER_NAMES]
+    return next((path for path in paths if path.is_file()), paths[0])
 
 
 def _tokenizer_sha256(path: Path) -> tuple[str | None, list[Finding]]:

@@ -13,9 +13,11 @@ import yaml
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from data_tools.errors import DataError
+from data_tools.tokenizer import corpus_tokenizer
 from pretrain.checkpoint.fragments import KINDS, MOMENTS, Fragment, RankState
 from pretrain.checkpoint.layout import ParameterLayout, parameter_layouts
-from pretrain.checkpoint.manifest import CONFIG, TOKENIZER, CheckpointError, read_manifest
+from pretrain.checkpoint.manifest import CONFIG, CheckpointError, read_manifest
 from pretrain.parallel.topology import Topology
 from pretrain.parallel.zero import Engine
 
@@ -125,10 +127,10 @@ def tokenizer_path(directory: Path) -> Path:
     Raises:
         CheckpointError: If it has none.
     """
-    path = directory / TOKENIZER
-    if not path.is_file():
-        raise CheckpointError(f"{directory}: no {TOKENIZER} in this checkpoint")
-    return path
+    try:
+        return corpus_tokenizer(directory)
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
 
 
 @torch.no_grad()

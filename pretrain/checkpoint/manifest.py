@@ -19,7 +19,6 @@ from pretrain.checkpoint.files import fingerprint
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
-TOKENIZER = "tokenizer.model"
 _NAME = re.compile(r"step-(\d{8})")
 
 

@@ -24,4 +24,4 @@ def corpus_file(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> P
 @pytest.fixture(scope="session")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory, corpus_file: Path) -> Tokenizer:
     out = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    return train_tokenizer([corpus_file], out, TokenizerOptions(vocab_size=400))[0]
+    return train_tokenizer([corpus_file], out, TokenizerOptions(vocab_size=400)).tokenizer

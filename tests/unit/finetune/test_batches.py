@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import DataError
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import load_tokenizer
 from finetune.batches import Examples, ExampleStream, encode_examples, evaluation_steps
 from finetune.classification import IGNORED_LABEL
 from pretrain.config import ConfigError
-from pretrain.data.stream import RankPlan
+from pretrain.data.steps import RankPlan
 
 
 def examples(count):
@@ -118,7 +118,7 @@ def test_evaluation_covers_every_example_once_in_equally_many_calls(count, micro
 
 
 def test_texts_get_cls_and_sep_and_are_cut(tokenizer_model):
-    codec = Tokenizer.load(tokenizer_model)
+    codec = load_tokenizer(tokenizer_model)
     texts = ["a return value", "the statement " * 20]
     encoded = encode_examples(codec, texts, [1, 0], seq_length=16)
     assert encoded.tokens[0].tolist() == [2, *codec.encode(texts[0]), 3]
@@ -127,7 +127,7 @@ def test_texts_get_cls_and_sep_and_are_cut(tokenizer_model):
 
 
 def test_a_tokenizer_without_cls_is_refused(tokenizer_model):
-    codec = Tokenizer.load(tokenizer_model)
-    codec.cls_id = -1
+    codec = load_tokenizer(tokenizer_model)
+    codec.cls_id = None
     with pytest.raises(ConfigError, match="lacks"):
         encode_examples(codec, ["a"], [0], 16)

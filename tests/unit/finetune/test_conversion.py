@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from data_tools.errors import DataError
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import load_tokenizer
 from finetune import export_hf, source
 from finetune.config import ClassificationTask, ImportedConfig
 from finetune.errors import ConversionError
@@ -65,7 +65,7 @@ def write_run(run_dir, of, tokenizer_model):
 @pytest.fixture(scope="module")
 def runs(tokenizer_model, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
-    vocab_size = Tokenizer.load(tokenizer_model).vocab_size
+    vocab_size = load_tokenizer(tokenizer_model).vocab_size
     for kind in ("gpt", "bert", "classifier"):
         write_run(root / kind, architecture(kind, vocab_size), tokenizer_model)
     return root
@@ -158,7 +158,7 @@ def test_a_foreign_bert_keeps_its_tokenizer_and_comes_back(exported, tmp_path):
         "input_ids"
     ]
     assert codec.encode_batch(["a return"])[0].tolist() == plain and codec.decode(plain) == "a return"
-    assert (codec.pad_id, codec.cls_id, codec.sep_id, codec.eod_id) == (0, 2, 3, -1)
+    assert (codec.pad_id, codec.cls_id, codec.sep_id, codec.eod_id) == (0, 2, 3, None)
     export_hf.export(tmp_path / "run", tmp_path / "back")
     assert AutoTokenizer.from_pretrained(tmp_path / "back")("a return")["input_ids"][0] == 2
     again = BertModel.from_pretrained(tmp_path / "back").state_dict()
@@ -185,7 +185,7 @@ def test_wrong_weights_are_not_published(runs, tmp_path, monkeypatch):
 
 
 def test_pre_norm_bert_and_an_existing_directory_are_refused(runs, tokenizer_model, tmp_path):
-    vocab_size = Tokenizer.load(tokenizer_model).vocab_size
+    vocab_size = load_tokenizer(tokenizer_model).vocab_size
     of = architecture("bert", vocab_size)
     pre = Architecture(of.model.model_copy(update={"norm_position": "pre"}))
     write_run(tmp_path / "pre", pre, tokenizer_model)

@@ -11,7 +11,7 @@ import yaml
 from transformers import pipeline
 
 from data_tools.errors import DataError
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import load_tokenizer
 from finetune import train
 from finetune.config import load_finetune_config, with_model
 from finetune.export_hf import export
@@ -47,7 +47,7 @@ def write_rows(path, count, first=0):
 def config(tokenizer_model, tmp_path_factory):
     root = tmp_path_factory.mktemp("finetune")
     write_run(
-        root / "bert", architecture("bert", Tokenizer.load(tokenizer_model).vocab_size), tokenizer_model
+        root / "bert", architecture("bert", load_tokenizer(tokenizer_model).vocab_size), tokenizer_model
     )
     content = {
         "run_dir": str(root / "run"),

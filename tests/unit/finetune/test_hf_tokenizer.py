@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_tools.errors import DataError
-from data_tools.tokenizer import Tokenizer
+from data_tools.hf_tokenizer import PROBES, has_exact_scores
+from data_tools.tokenizer import load_tokenizer
 from finetune.errors import ConversionError
-from finetune.hf_tokenizer import (
-    PROBES,
-    check_same_ids,
-    differing_texts,
-    has_exact_scores,
-    plain_ids,
-    write_hf_tokenizer,
-)
+from finetune.hf_tokenizer import check_same_ids, differing_texts, plain_ids, write_hf_tokenizer
 from tests.unit.finetune.conftest import train
 
 SAMPLE = [*pydoc_data.topics.topics.values(), *PROBES, Path(json.__file__).read_text(encoding="utf-8")]
@@ -43,7 +37,7 @@ def converted(model, kind, directory):
 @pytest.fixture(scope="module", params=["unigram", "bpe"])
 def pair(request, tokenizer_model, bpe_model, tmp_path_factory):
     model = tokenizer_model if request.param == "unigram" else bpe_model
-    return Tokenizer.load(model), converted(model, "gpt", tmp_path_factory.mktemp("gpt"))
+    return load_tokenizer(model), converted(model, "gpt", tmp_path_factory.mktemp("gpt"))
 
 
 def test_the_ids_of_a_large_sample_are_equal(pair):
@@ -67,7 +61,7 @@ def test_the_ids_of_any_text_are_equal_and_decode_to_it(pair, text):
 
 
 def test_bert_adds_cls_sep_and_token_types(tokenizer_model, tmp_path):
-    original, fast = Tokenizer.load(tokenizer_model), converted(tokenizer_model, "bert", tmp_path)
+    original, fast = load_tokenizer(tokenizer_model), converted(tokenizer_model, "bert", tmp_path)
     first, second = original.encode("a return value"), original.encode(" of it")
     encoded = fast("a return value", " of it")
     assert encoded["input_ids"] == [2, *first, 3, *second, 3]
@@ -86,7 +80,7 @@ def test_gpt_adds_nothing_and_knows_the_end_of_text(pair):
 
 
 def test_a_special_token_in_the_text_is_one_only_where_it_is_asked_for(tokenizer_model, tmp_path):
-    original, fast = Tokenizer.load(tokenizer_model), converted(tokenizer_model, "bert", tmp_path)
+    original, fast = load_tokenizer(tokenizer_model), converted(tokenizer_model, "bert", tmp_path)
     assert 4 in fast("a [MASK] b")["input_ids"]
     assert plain_ids(fast, "a [MASK] b") == original.encode("a [MASK] b")
     assert 4 not in original.encode("a [MASK] b")
@@ -108,7 +102,7 @@ def test_a_disagreement_is_an_error(tokenizer_model, tmp_path):
     def forbid_a_word(proto):
         next(p for p in proto.pieces if p.piece == "\u2581the").type = 5  # unused
 
-    other = Tokenizer.load(with_changed_piece(tokenizer_model, tmp_path / "other.model", forbid_a_word))
+    other = load_tokenizer(with_changed_piece(tokenizer_model, tmp_path / "other.model", forbid_a_word))
     with pytest.raises(ConversionError, match="gives other ids"):
         check_same_ids(other, tmp_path, ["see the end"])
 
@@ -119,10 +113,11 @@ def test_inexact_scores_are_told_and_only_ties_are_let_pass(tokenizer_model, tmp
             piece.score += 1e-4 * (index % 7)
 
     inexact = with_changed_piece(tokenizer_model, tmp_path / "inexact.model", make_inexact)
-    assert has_exact_scores(tokenizer_model) and not has_exact_scores(inexact)
+    assert has_exact_scores(load_tokenizer(tokenizer_model))
+    assert not has_exact_scores(load_tokenizer(inexact))
     converted(inexact, "gpt", tmp_path)
     with pytest.raises(ConversionError):
-        check_same_ids(Tokenizer.load(inexact), without_the(tmp_path), ["see the end"])
+        check_same_ids(load_tokenizer(inexact), without_the(tmp_path), ["see the end"])
 
 
 def without_the(directory):
