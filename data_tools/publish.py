@@ -33,10 +33,10 @@ def publish_directory(target: Path) -> Iterator[Path]:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         try:
             yield partial
-            _fsync_tree(partial)
+            fsync_tree(partial)
             require_absent(target)
             partial.rename(target)
-            _fsync_directory(target.parent)
+            fsync_directory(target.parent)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -90,15 +90,17 @@ def _lock_directory(path: Path) -> int:
         os.close(descriptor)
 
 
-def _fsync_tree(directory: Path) -> None:
+def fsync_tree(directory: Path) -> None:
+    """Make everything below a directory durable."""
     for path, _, names in os.walk(directory):
         for name in names:
             with open(os.path.join(path, name), "rb") as file:
                 os.fsync(file.fileno())
-        _fsync_directory(Path(path))
+        fsync_directory(Path(path))
 
 
-def _fsync_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
+    """Make the names in a directory durable."""
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -1,46 +1,38 @@
 """Which inputs and options an output was made from, so that a rerun can tell "done" from "other".
 
-An output's record holds its options and, for each input file, size, time of change and content hash.
-A rerun with the same options and inputs is complete already; any difference is an error that names it.
+An output's record holds its options and, for each input file, size, version (time of change, ETag) and a hash
+of the content. A rerun with the same options and inputs is complete already; any difference is an error that
+names it.
 """
 
 from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 from data_tools.errors import DataError
-from data_tools.jsonl import Chunk, chunk_digest, plan_chunks
+from data_tools.reading import Chunk, InputFile, chunk_digest
 
 
-def describe_inputs(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Path, size and time of change of each input, before it is read; hashes come later."""
-    described = []
-    for path in paths:
-        status = path.stat()
-        described.append({"path": str(path), "bytes": status.st_size, "mtime_ns": status.st_mtime_ns})
-    return described
+def input_entries(files: Sequence[InputFile], digests: Iterable[tuple[int, bytes]]) -> list[dict[str, Any]]:
+    """What a record says of its inputs.
 
-
-def add_hashes(described: list[dict[str, Any]], chunks: Sequence[Chunk], digests: Sequence[bytes]) -> None:
-    """Add "xxh3_128" to each input: the hash over the digests of its chunks.
-
-    Raises:
-        DataError: an input changed while it was read.
+    Args:
+        files: the inputs.
+        digests: (file index, `chunk_digest`) of every chunk, in order.
     """
-    per_file: dict[int, list[bytes]] = defaultdict(list)
-    for chunk, digest in zip(chunks, digests, strict=True):
-        per_file[chunk.file_index].append(digest)
-    for index, entry in enumerate(described):
-        status = Path(entry["path"]).stat()
-        if (status.st_size, status.st_mtime_ns) != (entry["bytes"], entry["mtime_ns"]):
-            raise DataError(f"{entry['path']} changed while it was read: run again when it is complete")
-        entry["xxh3_128"] = xxhash.xxh3_128_hexdigest(b"".join(per_file[index]))
+    of_file: dict[int, list[bytes]] = defaultdict(list)
+    for index, digest in digests:
+        of_file[index].append(digest)
+    return [
+        {"url": file.url, "size": file.size, "version": file.version, "xxh3_128": _joined(of_file[index])}
+        for index, file in enumerate(files)
+    ]
 
 
 def read_record(path: Path) -> dict[str, Any] | None:
@@ -60,14 +52,19 @@ def read_record(path: Path) -> dict[str, Any] | None:
 
 
 def check_record(
-    record: Mapping[str, Any], options: Mapping[str, Any], paths: Sequence[Path], output: Path
+    record: Mapping[str, Any],
+    options: Mapping[str, Any],
+    files: Sequence[InputFile],
+    chunks: Sequence[Chunk],
+    output: object,
 ) -> None:
     """Check that an existing output was made from these options and inputs.
 
     Args:
         record: what `read_record` returned for it.
         options: the options of this run, JSON-able.
-        paths: the inputs of this run.
+        files: the inputs of this run.
+        chunks: what they are cut into; the same as when the record was made, if they have the same sizes.
         output: what the message calls the output.
 
     Raises:
@@ -80,17 +77,17 @@ def check_record(
             raise DataError(
                 f"{output} was made with {key} {made.get(key)!r}, this is {options.get(key)!r}: {advice}"
             )
-    if len(record["inputs"]) != len(paths):
+    if len(record["inputs"]) != len(files):
         raise DataError(
-            f"{output} was made from {len(record['inputs'])} input files, not {len(paths)}: {advice}"
+            f"{output} was made from {len(record['inputs'])} input files, not {len(files)}: {advice}"
         )
-    for entry, path in zip(record["inputs"], paths, strict=True):
-        status = path.stat()
-        if status.st_size == entry["bytes"] and status.st_mtime_ns == entry["mtime_ns"]:
+    for index, (entry, file) in enumerate(zip(record["inputs"], files, strict=True)):
+        if (file.size, file.version) == (entry["size"], entry["version"]):
             continue
-        if status.st_size != entry["bytes"] or _file_hash(path) != entry["xxh3_128"]:
-            raise DataError(f"{output} was made from another {path.name} than {path}: {advice}")
+        parts = (chunk_digest(chunk) for chunk in chunks if chunk.file_index == index)
+        if file.size != entry["size"] or _joined(parts) != entry.get("xxh3_128"):
+            raise DataError(f"{output} was made from another {Path(file.url).name} than {file.url}: {advice}")
 
 
-def _file_hash(path: Path) -> str:
-    return xxhash.xxh3_128_hexdigest(b"".join(chunk_digest(chunk) for chunk in plan_chunks([path])))
+def _joined(digests: Iterable[bytes]) -> str:
+    return xxhash.xxh3_128_hexdigest(b"".join(digests))

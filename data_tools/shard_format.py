@@ -4,6 +4,7 @@ A corpus is a directory with `tokenizer.model` and one directory per split; a sp
 
     manifest.json       header, shard table (bytes, hash, counts)
     blocks.npy          one `BLOCK_DTYPE` row per block
+    train-00000.parquet where each document of the shard comes from (`data_tools.provenance`)
     train-00000.tar     USTAR, readable by stock `webdataset`; one sample = one block of ~1 MiB tokens
 
 Members of a shard, in this order, each payload padded to 512 bytes:
@@ -44,6 +45,7 @@ from data_tools.shard_layout import (
     SPLITS,
     TOKENIZER_NAME,
     BlockLayout,
+    FileInfo,
     Header,
     Member,
     ShardInfo,
@@ -58,6 +60,7 @@ __all__ = [
     "BLOCKS_NAME",
     "BLOCK_DTYPE",
     "FORMAT_VERSION",
+    "FileInfo",
     "MANIFEST_NAME",
     "META_NAME",
     "SPLITS",
@@ -72,6 +75,7 @@ __all__ = [
     "block_layout",
     "load_manifest",
     "padded",
+    "parse_manifest",
     "token_dtype",
     "write_manifest",
 ]
@@ -86,6 +90,7 @@ class Manifest(Header):
 
     Attributes:
         directory: the split directory; shard paths are relative to it.
+        origin: where the split came from, for messages: the directory or a URL.
         hash: xxh3_128 of manifest.json, in hex; names this exact split.
         shards: the shard table; `BLOCK_DTYPE["shard"]` indexes it.
         tokens, documents, sentence_count: totals over all shards, eod tokens included.
@@ -93,6 +98,7 @@ class Manifest(Header):
     """
 
     directory: Path
+    origin: str
     hash: str
     shards: tuple[ShardInfo, ...]
     tokens: int
@@ -143,21 +149,36 @@ def load_manifest(split_dir: Path) -> Manifest:
     Raises:
         DataError: something is missing or inconsistent; the message names it.
     """
-    path = split_dir / MANIFEST_NAME
     try:
-        raw = path.read_bytes()
+        raw = (split_dir / MANIFEST_NAME).read_bytes()
     except OSError as error:
         raise DataError(
             f"no shards at {split_dir}: cannot read {MANIFEST_NAME} ({error.strerror}); "
             "`headwater data prepare` makes a corpus"
         ) from error
-    manifest = _parse_manifest(raw, path)
+    table = split_dir / BLOCKS_NAME
+    try:
+        blocks = table.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read the block table {table}: {error.strerror}") from error
+    manifest = parse_manifest(raw, blocks, str(split_dir), split_dir)
     _check_shards(manifest)
-    _check_totals(manifest)
     return manifest
 
 
-def _parse_manifest(raw: bytes, path: Path) -> Manifest:
+def parse_manifest(raw: bytes, blocks: bytes, origin: str, directory: Path) -> Manifest:
+    """Open a split from the content of its two tables, wherever they came from; no shard is looked at.
+
+    Args:
+        raw: the content of manifest.json.
+        blocks: the content of blocks.npy.
+        origin: where the split lies, for messages.
+        directory: where its shards lie, if they are local files.
+
+    Raises:
+        DataError: something is damaged or inconsistent; the message names it.
+    """
+    path = f"{origin.rstrip('/')}/{MANIFEST_NAME}"
     try:
         data: dict[str, Any] = json.loads(raw)
         version = data["format_version"]
@@ -166,24 +187,23 @@ def _parse_manifest(raw: bytes, path: Path) -> Manifest:
         manifest = Manifest(
             **{field.name: data[field.name] for field in fields(Header)},
             **{total: data[total] for total in _SUMS},
-            directory=path.parent,
+            directory=directory,
+            origin=origin,
             hash=_hex_digest(raw),
-            shards=tuple(ShardInfo(**shard) for shard in data["shards"]),
-            blocks=_load_blocks(path.parent / BLOCKS_NAME, data["blocks"], data["blocks_xxh3"]),
+            shards=tuple(ShardInfo.from_json(shard) for shard in data["shards"]),
+            blocks=_parse_blocks(blocks, data["blocks"], data["blocks_xxh3"], origin),
         )
         declared = data["dtype"]
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: not a manifest, or damaged ({type(error).__name__}: {error})") from error
     if declared != manifest.token_dtype.name:
         raise DataError(f"{path}: dtype {declared} does not go with vocab_size {manifest.vocab_size}")
+    _check_totals(manifest)
     return manifest
 
 
-def _load_blocks(path: Path, expected: int, digest: str) -> npt.NDArray[np.void]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the block table {path}: {error.strerror}") from error
+def _parse_blocks(raw: bytes, expected: int, digest: str, origin: str) -> npt.NDArray[np.void]:
+    path = f"{origin.rstrip('/')}/{BLOCKS_NAME}"
     if _hex_digest(raw) != digest:
         raise DataError(f"the block table {path} does not belong to its {MANIFEST_NAME}; prepare again")
     rows: npt.NDArray[np.void] = np.load(io.BytesIO(raw), allow_pickle=False)
@@ -207,7 +227,7 @@ def _check_shards(manifest: Manifest) -> None:
 
 
 def _check_totals(manifest: Manifest) -> None:
-    path = manifest.directory / MANIFEST_NAME
+    path = f"{manifest.origin.rstrip('/')}/{MANIFEST_NAME}"
     rows = manifest.blocks
     if len(rows) == 0 or not manifest.shards:
         raise DataError(f"{path}: the split has no blocks")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tarfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +29,10 @@ BLOCK_DTYPE = np.dtype(
         ("documents", "<u4"),
         ("sentences", "<u4"),  # 0 in a corpus without sentences
         ("xxh3", "<u8"),  # xxh3_64 of the tok.bin payload
+        (
+            "lengths_xxh3",
+            "<u8",
+        ),  # xxh3_64 of the doc.bin payload, followed by that of sent.bin if there is one
     ]
 )
 
@@ -95,12 +100,34 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShardInfo:
-    """One shard in the manifest; `path` is relative to the split directory."""
+class FileInfo:
+    """A file beside a shard; `path` is relative to the split directory."""
 
     path: str
     bytes: int
     xxh3_128: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShardInfo(FileInfo):
+    """One shard in the manifest.
+
+    Attributes:
+        tokens, documents, blocks: what it holds.
+        provenance: where its documents come from (`data_tools.provenance`); None where nobody wrote it down.
+    """
+
     tokens: int
     documents: int
     blocks: int
+    provenance: FileInfo | None = None
+
+    @classmethod
+    def from_json(cls, entry: Mapping[str, Any]) -> ShardInfo:
+        """The inverse of `dataclasses.asdict`.
+
+        Raises:
+            KeyError, TypeError: the entry is not one.
+        """
+        provenance = entry.get("provenance")
+        return cls(**{**entry, "provenance": FileInfo(**provenance) if provenance else None})

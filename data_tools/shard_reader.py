@@ -71,10 +71,14 @@ def read_block(manifest: Manifest, block: int) -> Block:
     if xxhash.xxh3_64_intdigest(raw) != row["xxh3"]:
         raise DataError(f"{place}: the tokens are damaged (hash differs)")
     tokens: UintArray = np.frombuffer(raw, dtype=manifest.token_dtype)
-    documents = np.frombuffer(_read(path, layout.doc), dtype="<u4")
+    raw_lengths = _read(path, layout.doc)
+    documents = np.frombuffer(raw_lengths, dtype="<u4")
+    raw_sentences = _read(path, layout.sent) if layout.sent else b""
+    if xxhash.xxh3_64_intdigest(raw_lengths + raw_sentences) != row["lengths_xxh3"]:
+        raise DataError(f"{place}: the lengths of documents or sentences are damaged (hash differs)")
     counts, lengths = None, None
     if layout.sent is not None:
-        both = np.frombuffer(_read(path, layout.sent), dtype="<u4")
+        both = np.frombuffer(raw_sentences, dtype="<u4")
         counts, lengths = both[: len(documents)], both[len(documents) :]
         if counts.sum(dtype=np.int64) != len(lengths):
             raise DataError(f"{place}: sent.bin is damaged (counts do not sum)")

@@ -74,16 +74,19 @@ class ShardWriter:
         key = len(self._rows)
         token_bytes = np.asarray(tokens, dtype=self._header.token_dtype).tobytes()
         lengths = np.asarray(document_lengths, dtype="<u4")
+        length_bytes = lengths.tobytes()
         offset = self._member(f"{key:06d}.tok.bin", token_bytes)
-        self._member(f"{key:06d}.doc.bin", lengths.tobytes())
+        self._member(f"{key:06d}.doc.bin", length_bytes)
         sentence_count = 0
         if sentences is not None:
             counts, sentence_lengths = (np.asarray(part, dtype="<u4") for part in sentences)
             sentence_count = len(sentence_lengths)
-            self._member(f"{key:06d}.sent.bin", counts.tobytes() + sentence_lengths.tobytes())
+            sentence_bytes = counts.tobytes() + sentence_lengths.tobytes()
+            self._member(f"{key:06d}.sent.bin", sentence_bytes)
+            length_bytes += sentence_bytes
         count = len(token_bytes) // self._header.token_dtype.itemsize
-        digest = xxhash.xxh3_64_intdigest(token_bytes)
-        self._rows.append((self._shard_index, key, offset, count, len(lengths), sentence_count, digest))
+        digests = (xxhash.xxh3_64_intdigest(token_bytes), xxhash.xxh3_64_intdigest(length_bytes))
+        self._rows.append((self._shard_index, key, offset, count, len(lengths), sentence_count, *digests))
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
         try:

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.errors import DataError
-from data_tools.shard_format import SPLITS, TOKENIZER_NAME, Manifest, load_manifest
+from data_tools.shard_format import SPLITS, Manifest, load_manifest
 from data_tools.shard_reader import read_block
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import corpus_tokenizer, load_tokenizer
 
 
 def show_documents(corpus: Path, split: str, first: int, count: int, pieces: bool) -> Iterator[str]:
@@ -32,7 +32,7 @@ def show_documents(corpus: Path, split: str, first: int, count: int, pieces: boo
     manifest = load_manifest(corpus / split)
     if not 0 <= first < manifest.documents:
         raise DataError(f"--document must lie in [0, {manifest.documents}), not {first}")
-    tokenizer = Tokenizer.load(corpus / TOKENIZER_NAME)
+    tokenizer = load_tokenizer(corpus_tokenizer(corpus))
     if tokenizer.sha256 != manifest.tokenizer_sha256:
         raise DataError(f"{tokenizer.path} is not the tokenizer that made {manifest.directory}")
     for number, (block, inside) in islice(enumerate(_places(manifest, first), first), count):

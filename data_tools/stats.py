@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.shard_format import TOKENIZER_NAME, Manifest
+from data_tools.shard_format import Manifest
 from data_tools.shard_reader import open_corpus, read_block
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import corpus_tokenizer, load_tokenizer
 
 _PERCENTILES = (1, 10, 50, 90, 99, 100)
 
@@ -22,7 +22,7 @@ def corpus_stats(corpus: Path) -> dict[str, Any]:
         DataError: the directory is no corpus, or a block is damaged.
     """
     manifests = open_corpus(corpus)
-    tokenizer = Tokenizer.load(corpus / TOKENIZER_NAME)
+    tokenizer = load_tokenizer(corpus_tokenizer(corpus))
     is_byte = np.fromiter(
         (tokenizer.id_to_piece(i).startswith("<0x") for i in range(tokenizer.vocab_size)), np.bool_
     )

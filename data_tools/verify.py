@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import xxhash
 
 from data_tools.errors import DataError
-from data_tools.record import read_record
 from data_tools.prepare import RECORD_NAME
 from data_tools.progress import Progress
-from data_tools.shard_format import SPLITS, TOKENIZER_NAME, Manifest, load_manifest
+from data_tools.record import read_record
+from data_tools.shard_format import SPLITS, Manifest, load_manifest
 from data_tools.shard_reader import Block, read_block
-from data_tools.tokenizer import SPECIAL_PIECES
+from data_tools.tokenizer import corpus_tokenizer, load_tokenizer
 
 _READ_BYTES = 4 << 20
 
@@ -45,22 +45,24 @@ def verify_corpus(corpus: Path) -> list[str]:
             continue
         if manifest.hash != totals.get("manifest_xxh3"):
             problems.append(f"{manifest.directory}: manifest.json is not the one that prepare wrote")
-        problems += _tokenizer_problems(corpus / TOKENIZER_NAME, manifest)
-        problems += _shard_problems(manifest)
+        reserved, found = _reserved_ids(corpus, manifest)
+        problems += found
+        problems += _shard_problems(manifest, reserved)
     return problems
 
 
-def _tokenizer_problems(path: Path, manifest: Manifest) -> Iterator[str]:
+def _reserved_ids(corpus: Path, manifest: Manifest) -> tuple[Sequence[int], list[str]]:
+    """The ids that never stand in a document, and what is wrong with the tokenizer that says so."""
     try:
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError as error:
-        yield f"cannot read {path}: {error.strerror}"
-        return
-    if found != manifest.tokenizer_sha256:
-        yield f"{path} is not the tokenizer that made {manifest.directory}"
+        path = corpus_tokenizer(corpus)
+        if hashlib.sha256(path.read_bytes()).hexdigest() != manifest.tokenizer_sha256:
+            return (), [f"{path} is not the tokenizer that made {manifest.directory}"]
+        return load_tokenizer(path).reserved_ids, []
+    except DataError as error:
+        return (), [str(error)]
 
 
-def _shard_problems(manifest: Manifest) -> Iterator[str]:
+def _shard_problems(manifest: Manifest, reserved: Sequence[int]) -> Iterator[str]:
     total = sum(shard.bytes for shard in manifest.shards)
     with Progress(f"verify {manifest.split}", total) as progress:
         for index, shard in enumerate(manifest.shards):
@@ -72,10 +74,10 @@ def _shard_problems(manifest: Manifest) -> Iterator[str]:
                     progress.add(len(part))
             if digest.hexdigest() != shard.xxh3_128:
                 yield f"shard {path} is damaged (hash differs)"
-            yield from _block_problems(manifest, index)
+            yield from _block_problems(manifest, index, reserved)
 
 
-def _block_problems(manifest: Manifest, shard: int) -> Iterator[str]:
+def _block_problems(manifest: Manifest, shard: int, reserved: Sequence[int]) -> Iterator[str]:
     """Problems of the blocks of one shard; a damaged one is named."""
     for number in np.flatnonzero(manifest.blocks["shard"] == shard):
         place = f"shard {manifest.shard_path(shard)}, block {int(manifest.blocks[number]['key']):06d}"
@@ -84,11 +86,11 @@ def _block_problems(manifest: Manifest, shard: int) -> Iterator[str]:
         except DataError as error:
             yield str(error)
             continue
-        yield from (f"{place}: {problem}" for problem in broken_rules(block, manifest))
+        yield from (f"{place}: {problem}" for problem in broken_rules(block, manifest, reserved))
 
 
-def broken_rules(block: Block, manifest: Manifest) -> Iterator[str]:
-    """Rules of the format that a block breaks."""
+def broken_rules(block: Block, manifest: Manifest, reserved: Sequence[int]) -> Iterator[str]:
+    """Rules of the format that a block breaks; `reserved` are ids that no document holds."""
     ends = np.cumsum(block.document_lengths, dtype=np.int64)
     if np.any(block.document_lengths < 2):
         yield "a document has no token before its eod"
@@ -98,7 +100,7 @@ def broken_rules(block: Block, manifest: Manifest) -> Iterator[str]:
     is_eod[ends - 1] = True
     if not np.array_equal(block.tokens == manifest.eod_id, is_eod):
         yield "eod does not stand at the end of every document and only there"
-    if np.any(block.tokens[~is_eod] < len(SPECIAL_PIECES)):
+    if np.isin(block.tokens[~is_eod], reserved).any():
         yield "a special id stands inside a document"
     if block.sentence_counts is None or block.sentence_lengths is None:
         return

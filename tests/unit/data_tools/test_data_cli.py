@@ -21,7 +21,7 @@ def test_from_text_to_a_checked_corpus(tmp_path: Path, capsys: pytest.CaptureFix
     make += ["--validation-fraction", "0.1", "--out", str(corpus)]
     for run in range(2):
         assert main(tokenize) == main(make) == 0
-        out = capsys.readouterr().out.splitlines()
+        out = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("  ")]
         assert len(out) == 2 and all(("already complete" in line) == (run == 1) for line in out)
     assert "400 ids" in out[0] and "train" in out[1] and "validation" in out[1]
 

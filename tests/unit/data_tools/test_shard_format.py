@@ -93,7 +93,7 @@ def test_manifest_totals(tmp_path: Path) -> None:
     manifest = write_split(tmp_path, make_header())
     assert (manifest.documents, manifest.sentence_count, len(manifest.blocks)) == (12, 18, 6)
     assert manifest.tokens == sum(250 + b + s + 4 for b in range(3) for s in range(2))
-    assert manifest.blocks.dtype == BLOCK_DTYPE and BLOCK_DTYPE.itemsize == 36
+    assert manifest.blocks.dtype == BLOCK_DTYPE and BLOCK_DTYPE.itemsize == 44
     assert [shard.path for shard in manifest.shards] == ["train-00000.tar", "train-00001.tar"]
     assert not manifest.blocks.flags.writeable
 

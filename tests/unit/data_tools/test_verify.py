@@ -159,5 +159,5 @@ def test_rules_of_the_format(tmp_path: Path, change: dict[str, list[int]], rule:
         )
     write_manifest(tmp_path, header, [(writer.info, writer.rows)])
     block = Block(**{key: np.array(value, dtype=np.uint32) for key, value in (GOOD | change).items()})
-    found = list(broken_rules(block, load_manifest(tmp_path)))
+    found = list(broken_rules(block, load_manifest(tmp_path), reserved=(0, 2, 3, 4, 5)))
     assert found == [] if rule is None else any(rule in line for line in found)
