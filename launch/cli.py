@@ -23,6 +23,9 @@ GROUPS: dict[str, tuple[str, str]] = {
 }
 """Each group's module, which has `main(argv) -> exit code`, and what `--help` says about it."""
 
+RUN_COMMANDS = {"trace": "pretrain.data.trace", "audit": "pretrain.data.audit"}
+"""`headwater data` commands that look at a run; data_tools knows no runs."""
+
 OWN_PACKAGES = ("data_tools", "finetune", "launch", "pretrain")
 EXTRAS = {"tokenizers": "hf", "transformers": "hf"}
 """Packages that only an extra of the distribution installs."""
@@ -36,6 +39,8 @@ examples:
   headwater data python-docs --out runs/data
   headwater check --config configs/gpt/tiny.yaml --nproc 2
   headwater launch local --nproc 2 --config configs/gpt/tiny.yaml --set parallel.zero_stage=2
+  headwater data trace --run runs/gpt-tiny --step 100     what a step read
+  headwater data audit --run runs/gpt-tiny                was anything repeated or skipped?
 
 exit codes: 0 done; 2 wrong input; 3 the loss diverged; 75 stopped by a signal after saving, run it again
 """
@@ -54,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[0] not in GROUPS:
         return _fail(_unknown_group(words[0]))
     module_name, _ = GROUPS[words[0]]
+    if words[0] == "data" and words[1:] and words[1] in RUN_COMMANDS:
+        module_name = RUN_COMMANDS[words.pop(1)]
     try:
         module = importlib.import_module(module_name)
         return int(module.main(words[1:]))

@@ -33,6 +33,10 @@ class Stream(Protocol):
 
     consumed_samples: int
 
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens of the samples so far, each counted with the seq_length that it had."""
+
     def __next__(self) -> list[MicroBatch]:
         """The next optimizer step's micro-batches."""
 
@@ -44,6 +48,19 @@ class Stream(Protocol):
 
     def epochs(self) -> dict[str, float]:
         """Passes over each corpus so far."""
+
+
+class Ledger(Protocol):
+    """Where a run records what it read; only the main rank has one."""
+
+    def begin(self, step: int, state: Mapping[str, Any]) -> None:
+        """An attempt starts."""
+
+    def reached(self, step: int, consumed_samples: int) -> None:
+        """Steps are done."""
+
+    def saved(self, step: int, consumed_samples: int) -> None:
+        """A checkpoint is written."""
 
 
 class TrainingError(Exception):
@@ -63,9 +80,12 @@ class Job:
     evaluate: Callable[[Engine], dict[str, float]] | None = None
     """Metrics on held-out data, the same on all ranks; None never evaluates."""
     flops_per_step: float | None = None
-    """Model FLOPs of an optimizer step, for model_tflops and mfu."""
+    """Model FLOPs of an optimizer step of global_batch_size, for model_tflops and mfu."""
     extra_files: Mapping[str, Path] = field(default_factory=dict)
     """Copied into every checkpoint (the tokenizer)."""
+    ledger: Ledger | None = None
+    extra_metrics: Callable[[], Mapping[str, float]] = dict
+    """More numbers for each log line; called on the main rank."""
 
 
 def run(job: Job) -> int:
@@ -75,6 +95,8 @@ def run(job: Job) -> int:
         0 when the run is complete, 75 when a signal stopped it (saved; the same command goes on).
     """
     step = _resume(job)
+    if job.ledger and step < job.config.training.train_steps:
+        job.ledger.begin(step, job.stream.state_dict())
     with _metrics(job, step) as metrics:
         if step >= job.config.training.train_steps:
             metrics.say(f"already complete: {step} steps in {job.config.run_dir}")
@@ -84,7 +106,7 @@ def run(job: Job) -> int:
 
 def _fit(job: Job, metrics: Metrics, step: int) -> int:
     training, stop = job.config.training, StopSignal(job.topology)
-    saved, clock = step, _Clock(step)
+    saved, clock = step, _Clock(job.stream, step)
     while step < training.train_steps and not stop.agreed():
         micro_batches = next(job.stream)
         seed_step(job.config.seed, step, job.topology)
@@ -169,6 +191,8 @@ def _save(job: Job, metrics: Metrics, step: int) -> int:
     started = time.perf_counter()
     trainer = {"step": step, "stream": job.stream.state_dict()}
     directory = save_checkpoint(job.engine, job.config, trainer, job.extra_files)
+    if job.ledger:
+        job.ledger.saved(step, job.stream.consumed_samples)
     metrics.say(f"saved {directory} in {time.perf_counter() - started:.1f} s")
     return step
 
@@ -189,37 +213,47 @@ def _due(step: int, interval: int, last: int) -> bool:
 
 
 class _Clock:
-    """Time since the last log line, not counting saves and evaluations."""
+    """Time and data since the last log line, not counting saves and evaluations."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, stream: Stream, step: int) -> None:
+        self._stream = stream
         self.restart(step)
 
     def restart(self, step: int) -> None:
         self._time, self._step = time.perf_counter(), step
+        self._samples, self._tokens = self._stream.consumed_samples, self._stream.consumed_tokens
 
-    def seconds_per_step(self, step: int) -> float:
-        return (time.perf_counter() - self._time) / max(1, step - self._step)
+    def per_step(self, step: int) -> tuple[float, float, float]:
+        """Seconds, samples and tokens of a step, on average."""
+        steps = max(1, step - self._step)
+        samples = self._stream.consumed_samples - self._samples
+        tokens = self._stream.consumed_tokens - self._tokens
+        return (time.perf_counter() - self._time) / steps, samples / steps, tokens / steps
 
 
 def _log_step(job: Job, metrics: Metrics, step: int, lr: float, result: StepMetrics, clock: _Clock) -> None:
-    seconds = clock.seconds_per_step(step)
+    seconds, samples, tokens = clock.per_step(step)
     clock.restart(step)
-    batch, total = job.config.batch, job.config.training.train_steps
-    samples = job.stream.consumed_samples
+    total = job.config.training.train_steps
+    if job.ledger:
+        job.ledger.reached(step, job.stream.consumed_samples)
     values = dict(result.losses)
     values |= {"grad_norm": result.grad_norm, "lr": lr}
     values |= {
-        "consumed_samples": samples,
-        "consumed_tokens": samples * batch.seq_length,
+        "consumed_samples": job.stream.consumed_samples,
+        "consumed_tokens": job.stream.consumed_tokens,
         "step_seconds": seconds,
     }
-    values["tokens_per_second"] = batch.global_batch_size * batch.seq_length / seconds
+    values["tokens_per_second"] = tokens / seconds
     if job.flops_per_step:
-        values["model_tflops"] = job.flops_per_step / seconds / 1e12
+        flops = job.flops_per_step * samples / job.config.batch.global_batch_size
+        values["model_tflops"] = flops / seconds / 1e12
         peak = peak_tflops(job.topology.device)
         if peak:
             values["mfu"] = values["model_tflops"] / (peak * job.topology.world_size)
     values |= {f"epoch/{name}": epoch for name, epoch in job.stream.epochs().items()}
+    if job.topology.is_main:
+        values |= job.extra_metrics()
     metrics.write(step, values)
     left = timedelta(seconds=int(seconds * (total - step)))
     metrics.live(

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain.checkpoint.manifest import TOKENIZER
 from pretrain.config import RunConfig
-from pretrain.data import eval_batches, open_stream
+from pretrain.data import StreamConfig, eval_batches, open_stream
+from pretrain.data.ledger import Ledger
+from pretrain.data.opening import open_tokenizer
+from pretrain.data.sharing import share_steps, share_stream
 from pretrain.flops import flops_per_step
 from pretrain.loop import Job, claim_run_directory, run
 from pretrain.models import build_model
 from pretrain.optimizer import build_optimizer
+from pretrain.parallel.batch_broadcast import batch_channel
 from pretrain.parallel.rng import seed_initialization
-from pretrain.parallel.topology import initialize_topology, leave_process_group
+from pretrain.parallel.topology import Topology, initialize_topology, leave_process_group
 from pretrain.parallel.zero import Engine
 from pretrain.step import evaluate
 
@@ -22,8 +25,11 @@ def pretrain(config: RunConfig) -> int:
     topology = initialize_topology(config.parallel.tensor_model_parallel_size)
     dp_rank, dp_size = topology.data_parallel_rank, topology.data_parallel_size
     with claim_run_directory(config, topology):
-        stream = open_stream(config, "train", dp_rank, dp_size)
-        validation = eval_batches(config, dp_rank, dp_size) if config.training.eval_interval else None
+        channel = batch_channel(topology)
+        stream = share_stream(lambda: open_stream(config, "train", dp_rank, dp_size), channel)
+        validation = None
+        if config.training.eval_interval:
+            validation = share_steps(lambda: eval_batches(config, dp_rank, dp_size), channel)
         seed_initialization(config.seed)
         model = build_model(config)
         engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
@@ -34,7 +40,9 @@ def pretrain(config: RunConfig) -> int:
             stream=stream,
             evaluate=(lambda e: evaluate(e, validation)) if validation else None,
             flops_per_step=flops_per_step(config),
-            extra_files={TOKENIZER: tokenizer_of(config)},
+            extra_files=tokenizer_of(config),
+            ledger=_ledger(config, topology) if topology.is_main else None,
+            extra_metrics=stream.skipped,
         )
         try:
             code = run(job)
@@ -44,6 +52,15 @@ def pretrain(config: RunConfig) -> int:
     return code
 
 
-def tokenizer_of(config: RunConfig) -> Path:
-    """The tokenizer of a run: `data.tokenizer`, or the one beside the first corpus."""
-    return Path(config.data.tokenizer or Path(config.data.corpora[0].path) / TOKENIZER)
+def _ledger(config: RunConfig, topology: Topology) -> Ledger:
+    layout = {
+        "data_parallel_size": topology.data_parallel_size,
+        "tensor_model_parallel_size": topology.tensor_model_parallel_size,
+    }
+    return Ledger(Path(config.run_dir), StreamConfig.of(config), layout)
+
+
+def tokenizer_of(config: RunConfig) -> dict[str, Path]:
+    """The tokenizer of a run, by its name in a checkpoint: `data.tokenizer`, or that of the first corpus."""
+    tokenizer = open_tokenizer(StreamConfig.of(config))
+    return {tokenizer.file_name: Path(tokenizer.path)}

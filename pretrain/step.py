@@ -38,6 +38,7 @@ def train_step(engine: Engine, micro_batches: Sequence[MicroBatch], lr: float) -
     batches = [to_device(batch, engine.topology.device) for batch in micro_batches]
     weights = _objective(engine).loss_weights()
     counts = _global_counts(engine, batches)
+    engine.begin_step(len(batches))
     sums = dict.fromkeys(weights, torch.zeros((), device=engine.topology.device))
     for batch in batches:
         parts = engine.forward(batch)

@@ -19,15 +19,23 @@ MAY_CHANGE = (
     "checkpoint.*",
     "training.*",
     "deepspeed*",
-    "batch.micro_batch_size",
-    "data.corpora.*.path",
+    "batch.*",
+    "data.corpora.*",
     "data.tokenizer",
+    "data.prefetch_steps",
     "data.verify_blocks",
+    "data.access",
+    "data.cache_dir",
+    "data.cache_gb",
+    "data.remote.*",
+    "data.on_bad_block",
 )
 """Layout, precision, intervals and paths may differ when a run goes on; everything else is the run's
 identity.
 
-Corpora that moved are still recognised: the data cursor holds the hash of each manifest.
+Batch sizes, seq_length and the mixture of corpora may change too: the data stream goes on in a new phase
+(`pretrain.data.phases`) and refuses what it cannot continue. Corpora that moved are still recognised: the
+data cursor holds the hash of each manifest. The schedule counts optimizer steps, so it stays as it is.
 `training.train_steps` may grow or shrink; the learning-rate schedule then follows the new length.
 """
 

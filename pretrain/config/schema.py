@@ -69,6 +69,24 @@ class BatchConfig(Section):
     """Tokens in one sample."""
 
 
+class RampConfig(Section):
+    """Batches that grow at the beginning of a run (Smith et al., 2018; Megatron's rampup_batch_size)."""
+
+    start: PositiveInt
+    """global_batch_size of the first steps."""
+    increment: PositiveInt
+    """What the batch grows by, each time after the same number of samples."""
+    samples: PositiveInt
+    """Samples of the run after which batches have their full size."""
+
+
+class PretrainBatchConfig(BatchConfig):
+    """Sizes of a pretraining batch."""
+
+    ramp: RampConfig | None = None
+    """Smaller batches at the beginning; null has full batches throughout."""
+
+
 class OptimizerConfig(Section):
     """AdamW (Loshchilov & Hutter, 2019); no decay on biases and norms."""
 
@@ -106,7 +124,10 @@ class CorpusConfig(Section):
 
     name: str
     path: str
-    """The corpus directory, which holds `train/manifest.json`."""
+    """The corpus directory, which holds `train/manifest.json`, or its URL (s3://, https://, ...)."""
+    shards: str | None = None
+    """Where the shards are if not beside their manifest: a URL, or `pipe:` and a command that prints one;
+    `{shard}` stands for the shard's path in the corpus, like train/train-00000.tar."""
     weight: Annotated[float, Field(gt=0.0)] = 1.0
     """Share of samples drawn from this corpus, relative to the other weights."""
 
@@ -120,15 +141,51 @@ class MaskingConfig(Section):
     whole_word: bool = True
 
 
+class RemoteConfig(Section):
+    """Reading corpora that are not local files."""
+
+    attempts: PositiveInt = 6
+    """How often a read is tried before it is an error; the waits in between grow up to 20 s."""
+    timeout_seconds: Annotated[float, Field(gt=0.0)] = 60.0
+    """A read that brings no byte for so long has failed."""
+    threads: PositiveInt = 8
+    """Reads at once, for each corpus and rank."""
+    memory_mb: PositiveInt = 1024
+    """Blocks kept in memory for each corpus and rank where they are read by range requests."""
+
+
+class LimitConfig(Section):
+    """A small part of the data, for experiments; one of the two numbers."""
+
+    tokens: PositiveInt | None = None
+    """Train on the first `tokens` tokens of each corpus (for BERT: of whole blocks), again and again."""
+    samples: PositiveInt | None = None
+    """Train on the first `samples` samples of each corpus, again and again."""
+
+
 class DataConfig(Section):
     """The token stream."""
 
     corpora: Annotated[list[CorpusConfig], Field(min_length=1)]
     tokenizer: str | None = None
-    """A sentencepiece model; null takes `tokenizer.model` of the first corpus."""
+    """A tokenizer.model, tokenizer.json or vocabulary.json; null takes the one in the first corpus."""
     masking: MaskingConfig = MaskingConfig()
     verify_blocks: bool = True
     """Check the stored hash of each block when it is first read."""
+    on_bad_block: Literal["error", "skip"] = "error"
+    """`skip` leaves the samples of a damaged block out of the loss, counts them and writes them down."""
+    access: Literal["auto", "range", "cache"] = "auto"
+    """How shards behind URLs are read: by range requests, or whole through a cache on disk. `auto` takes the
+    cache only where range requests do not work. Local files are always read in place."""
+    cache_dir: str | None = None
+    """Directory of the shard cache, best on a disk of each node; null puts it in run_dir."""
+    cache_gb: Annotated[float, Field(gt=0.0)] = 100.0
+    """What the shards in the cache may take (GiB); all processes of a node share it."""
+    remote: RemoteConfig = RemoteConfig()
+    limit: LimitConfig | None = None
+    """Use only a part of each corpus; null uses all of it."""
+    prefetch_steps: NonNegativeInt = 2
+    """Optimizer steps whose batches are made ahead in a thread; 0 makes each when it is asked for."""
 
 
 class CheckpointConfig(Section):
@@ -174,5 +231,6 @@ class JobConfig(Section):
 class RunConfig(JobConfig):
     """A complete pretraining run."""
 
+    batch: PretrainBatchConfig
     model: Annotated[GPTModelConfig | BertModelConfig, Field(discriminator="kind")]
     data: DataConfig

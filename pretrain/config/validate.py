@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pretrain.config.deepspeed import contradictions
 from pretrain.config.derive import data_parallel_size, padded_vocab_size
-from pretrain.config.schema import JobConfig, RunConfig
+from pretrain.config.ramp import batch_sizes
+from pretrain.config.schema import JobConfig, PretrainBatchConfig, RunConfig
 
 
 def layout_problem(zero_stage: int, tensor_model_parallel_size: int, precision: str) -> str | None:
@@ -90,27 +91,49 @@ def _schedule_problems(config: JobConfig) -> list[str]:
 def _corpora_problems(config: RunConfig) -> list[str]:
     names = [corpus.name for corpus in config.data.corpora]
     twice = sorted({name for name in names if names.count(name) > 1})
-    return [f"data.corpora: the name {name!r} is used twice; give each corpus its own" for name in twice]
+    problems = [f"data.corpora: the name {name!r} is used twice; give each corpus its own" for name in twice]
+    limit = config.data.limit
+    if limit and (limit.tokens is None) == (limit.samples is None):
+        problems.append("data.limit: give either tokens or samples")
+    return problems
 
 
 def _batch_problems(config: JobConfig, world_size: int | None) -> list[str]:
     batch, tp = config.batch, config.parallel.tensor_model_parallel_size
-    if world_size is None:
-        if batch.global_batch_size % batch.micro_batch_size:
-            return [
-                f"batch.global_batch_size: {batch.global_batch_size} is not a multiple of "
-                f"batch.micro_batch_size: {batch.micro_batch_size}"
-            ]
-        return []
-    if world_size % tp:
+    if isinstance(batch, PretrainBatchConfig) and batch.ramp and (problems := _ramp_problems(batch)):
+        return problems
+    if world_size is not None and world_size % tp:
         return [
             f"parallel.tensor_model_parallel_size: {tp} does not divide the number of ranks: {world_size}"
         ]
-    dp = data_parallel_size(config, world_size)
-    if batch.global_batch_size % (batch.micro_batch_size * dp):
+    dp = 1 if world_size is None else data_parallel_size(config, world_size)
+    pieces, product = "batch.micro_batch_size", str(batch.micro_batch_size)
+    if world_size is not None:
+        pieces += " x data-parallel size"
+        product += f" x {dp} ({world_size} ranks / TP {tp})"
+    sizes = batch_sizes(batch)
+    wrong = [size for size in sizes if size % (batch.micro_batch_size * dp)]
+    problems = []
+    if batch.global_batch_size in wrong:
+        problems.append(
+            f"batch.global_batch_size: {batch.global_batch_size} is not a multiple of {pieces} = {product}"
+        )
+    ramp = [size for size in wrong if size != batch.global_batch_size]
+    if ramp:
+        problems.append(
+            f"batch.ramp: {len(ramp)} of its {len(sizes)} batch sizes are not multiples of {pieces} = "
+            f"{product}: {', '.join(map(str, ramp))}"
+        )
+    return problems
+
+
+def _ramp_problems(batch: PretrainBatchConfig) -> list[str]:
+    ramp = batch.ramp
+    assert ramp is not None
+    growth = batch.global_batch_size - ramp.start
+    if growth <= 0 or growth % ramp.increment:
         return [
-            f"batch.global_batch_size: {batch.global_batch_size} is not a multiple of "
-            f"batch.micro_batch_size x data-parallel size = {batch.micro_batch_size} x {dp} "
-            f"({world_size} ranks / TP {tp})"
+            f"batch.ramp: from start: {ramp.start} in steps of increment: {ramp.increment} the batch does "
+            f"not grow to batch.global_batch_size: {batch.global_batch_size}"
         ]
     return []

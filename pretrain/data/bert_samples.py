@@ -71,6 +71,20 @@ class BertSamples:
         text = np.concatenate(reader.read_tokens(starts, lengths))
         return self._lay_out(text, lengths.reshape(-1, 2), np.array([plan.is_random for plan in plans]))
 
+    def blank(self) -> PairBatch:
+        """What `read` would give for one sample without text, in place of one that cannot be read."""
+        tokens = np.full((1, self._seq_length), self._vocabulary.pad_id, dtype=np.int64)
+        tokens[:, 0] = self._vocabulary.cls_id
+        return PairBatch(
+            tokens, np.zeros_like(tokens), np.arange(self._seq_length)[None] < 1, np.zeros(1, int)
+        )
+
+    def want(self, ids: SampleIds) -> None:
+        """Say which samples will be read soon."""
+        blocks = np.searchsorted(self._index.starts, ids.sample, side="right") - 1
+        reader = self._tables.reader
+        reader.want(reader.token_starts[blocks], lengths=True)
+
     def plan(self, ids: SampleIds) -> list[PairPlan]:
         """Choose the two spans of each sample; reads sentence tables, no tokens."""
         blocks = np.searchsorted(self._index.starts, ids.sample, side="right") - 1

@@ -7,42 +7,25 @@ order, gets the same samples for the same numbers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.errors import DataError
-from data_tools.shard_format import MANIFEST_NAME, TOKENIZER_NAME, Manifest, load_manifest
-from data_tools.tokenizer import Tokenizer
-from pretrain.config.schema import CorpusConfig, RunConfig
 from pretrain.data.bert_samples import BertSamples
 from pretrain.data.gpt_samples import GptSamples
-from pretrain.data.mixture import Mixture, build_mixture
-from pretrain.data.objectives import MicroBatch, PairBatch, Vocabulary, causal_lm, masked_lm
-from pretrain.data.order import sample_at
-from pretrain.data.pair_index import open_pair_index
-from pretrain.data.philox import I64, SampleIds, derive_key
-from pretrain.data.reader import BlockReader
-from pretrain.data.sentences import SentenceTables
+from pretrain.data.mixture import Mixture
+from pretrain.data.objectives import MicroBatch
+from pretrain.data.phases import CorpusShare, Order, Phase, check_same_corpus
+from pretrain.data.philox import I64, SampleIds
+from pretrain.data.reader import BadBlock, BlockReader
+from pretrain.data.skip import SkipLedger, SkippedSample, leave_out
+from pretrain.data.token_order import Spans, TokenOrder
 
 Split = Literal["train", "validation"]
 Arrays = Sequence[npt.NDArray[Any]]
-
-VALIDATION_SEED = 0
-"""Validation samples are masked the same in every run, so runs with other seeds can be compared."""
-
-
-class Samples(Protocol):
-    """The samples of one corpus, in storage order."""
-
-    count: int
-
-    def read(self, ids: SampleIds) -> Arrays:
-        """Arrays with one row for each of the samples."""
+Samples = GptSamples | BertSamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,16 +33,18 @@ class Corpus:
     """One open corpus.
 
     Attributes:
-        config: its entry in the run configuration.
         reader: its shards.
         samples: what is cut from them.
         key: `derive_key` of the seed and the corpus.
+        share: name, size and weight; its start is that of the phase.
+        order: which sample comes when.
     """
 
-    config: CorpusConfig
     reader: BlockReader
     samples: Samples
     key: np.uint64
+    share: CorpusShare
+    order: Order
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,69 +54,145 @@ class Located:
     Attributes:
         corpus: [n] index of the corpus.
         ids: the n samples within their corpora.
+        numbers: [n] their global numbers.
+        spans: where they lie in their corpora, for samples that are cut from a row of tokens.
     """
 
     corpus: I64
     ids: SampleIds
+    numbers: I64
+    spans: Spans | None
 
-    def take(self, rows: slice) -> Located:
-        """Some of the samples."""
-        return Located(self.corpus[rows], self.ids.take(rows))
+    def take(self, begin: int, end: int) -> Located:
+        """Samples begin..end-1."""
+        rows = slice(begin, end)
+        spans = self.spans.take(begin, end) if self.spans else None
+        return Located(self.corpus[rows], self.ids.take(rows), self.numbers[rows], spans)
+
+    def of_corpus(self, index: int) -> Located:
+        """The samples of one corpus."""
+        mine = self.corpus == index
+        spans = self.spans.pick(mine) if self.spans else None
+        return Located(self.corpus[mine], self.ids.take(np.flatnonzero(mine)), self.numbers[mine], spans)
 
 
 @dataclass(frozen=True, slots=True)
 class Feed:
-    """The samples of a split.
+    """The samples of a split in one phase.
 
     Attributes:
         corpora: what is mixed.
         mixture: the shares.
-        objective: from the arrays of `Samples.read` to a micro-batch.
+        objective: from the arrays that samples are read as to a micro-batch.
+        seed: of the order.
         shuffle: False keeps storage order in every epoch.
+        phase: where the numbers of samples begin, and where in the corpora.
+        skips: takes down samples that cannot be read; None makes such a sample an error.
     """
 
     corpora: tuple[Corpus, ...]
     mixture: Mixture
     objective: Callable[[Arrays, SampleIds], MicroBatch]
+    seed: int
     shuffle: bool
+    phase: Phase
+    skips: SkipLedger | None = None
 
     @property
     def sizes(self) -> I64:
         """[C] samples in an epoch of each corpus."""
-        return np.array([corpus.samples.count for corpus in self.corpora], dtype=np.int64)
+        return np.array([corpus.order.epoch_samples for corpus in self.corpora], dtype=np.int64)
+
+    def at(self, phase: Phase) -> Feed:
+        """The same open corpora in another phase, which has them in an order of its own.
+
+        Raises:
+            DataError: the phase has another corpus under the name of one of these.
+        """
+        by_name = {corpus.share.name: corpus for corpus in self.corpora}
+        corpora = []
+        for share in phase.corpora:
+            corpus = by_name[share.name]
+            check_same_corpus(share, corpus.share, same_length=True)
+            order = share.order(phase.seq_length, corpus.key if self.shuffle else None)
+            corpora.append(replace(corpus, share=share, order=order))
+        return replace(self, corpora=tuple(corpora), mixture=phase.mixture(self.seed), phase=phase)
 
     def locate(self, numbers: I64) -> Located:
         """Find global samples; pure arithmetic, the same cost at any number.
 
         Args:
-            numbers: [n] global sample numbers, counted from the start of training.
+            numbers: [n] global sample numbers of this phase, counted from the start of training.
         """
-        which, within = self.mixture.locate(numbers)
-        epoch, sample = np.divmod(within, self.sizes[which])
+        which, within = self.mixture.locate(numbers - self.phase.first_sample)
+        epoch, sample = np.empty_like(within), np.empty_like(within)
+        found: list[Spans] = []
+        for index, corpus in enumerate(self.corpora):
+            rows = np.flatnonzero(which == index)
+            epoch[rows], sample[rows] = corpus.order.locate(within[rows])
+            if rows.size and isinstance(corpus.order, TokenOrder):
+                spans = corpus.order.spans(epoch[rows], sample[rows])
+                found.append(spans._replace(row=rows[spans.row]))
         key = np.array([corpus.key for corpus in self.corpora])[which]
-        if self.shuffle:
-            for index, corpus in enumerate(self.corpora):
-                rows = np.flatnonzero(which == index)
-                sample[rows] = sample_at(sample[rows], epoch[rows], corpus.samples.count, corpus.key)
-        return Located(which, SampleIds(key, epoch, sample))
+        return Located(which, SampleIds(key, epoch, sample), numbers, _in_order(found))
 
     def micro_batch(self, located: Located) -> MicroBatch:
         """Read samples and make the model's input of them.
 
         Raises:
-            DataError: a shard is missing or damaged.
+            DataError: a shard is missing or damaged, and damaged blocks are not skipped.
         """
+        try:
+            return self.objective(self._read(located), located.ids)
+        except BadBlock:
+            if self.skips is None:
+                raise
+        arrays, skipped = self._read_around(located, self.skips)
+        return leave_out(self.objective(arrays, located.ids), skipped)
+
+    def want(self, located: Located) -> None:
+        """Say which samples will be read soon; only corpora behind a network act on it."""
+        for index in np.unique(located.corpus).tolist():
+            samples, mine = self.corpora[index].samples, located.of_corpus(index)
+            if isinstance(samples, BertSamples):
+                samples.want(mine.ids)
+            elif mine.spans is not None:
+                samples.want(mine.spans)
+
+    def _read(self, located: Located) -> Arrays:
+        """The arrays of samples of any corpora, one row each."""
         sources = np.unique(located.corpus).tolist()
         if len(sources) == 1:
-            return self.objective(self.corpora[sources[0]].samples.read(located.ids), located.ids)
+            return _read(self.corpora[sources[0]], located)
         merged: list[npt.NDArray[Any]] = []
         for index in sources:
             rows = np.flatnonzero(located.corpus == index)
-            parts = self.corpora[index].samples.read(located.ids.take(rows))
+            parts = _read(self.corpora[index], located.of_corpus(index))
             merged = merged or [np.empty((len(located.corpus), *p.shape[1:]), p.dtype) for p in parts]
             for whole, part in zip(merged, parts, strict=True):
                 whole[rows] = part
-        return self.objective(merged, located.ids)
+        return merged
+
+    def _read_around(self, located: Located, skips: SkipLedger) -> tuple[Arrays, npt.NDArray[np.bool_]]:
+        """([B] rows with blanks for what cannot be read, [B] which those are)."""
+        skipped = np.zeros(len(located.corpus), dtype=np.bool_)
+        rows: list[Arrays] = []
+        for row, corpus in enumerate(located.corpus.tolist()):
+            try:
+                rows.append(self._read(located.take(row, row + 1)))
+            except BadBlock as bad:
+                name, number = self.corpora[corpus].share.name, int(located.numbers[row])
+                skips.add(SkippedSample(number, name, bad.shard, bad.key, bad.offset, bad.problem))
+                rows.append(self.corpora[corpus].samples.blank())
+                skipped[row] = True
+        return [np.concatenate(column) for column in zip(*rows, strict=True)], skipped
+
+    def passes(self, consumed_samples: int) -> dict[str, float]:
+        """Passes over each corpus of the phase after so many samples of the training, by name."""
+        read = self.mixture.consumed(consumed_samples - self.phase.first_sample).tolist()
+        return {
+            corpus.share.name: corpus.order.passes(n) for corpus, n in zip(self.corpora, read, strict=True)
+        }
 
     def close(self) -> None:
         """Close all shards."""
@@ -139,85 +200,17 @@ class Feed:
             corpus.reader.close()
 
 
-def open_feed(config: RunConfig, split: Split, cache: Path) -> Feed:
-    """Open the corpora of a run and check them against its configuration.
-
-    Args:
-        config: the run.
-        split: corpora without a validation split are left out of validation.
-        cache: directory for indexes of sentence pairs; BERT only.
-
-    Raises:
-        DataError: shards are missing or damaged, made with another tokenizer, or too few.
-    """
-    entries = [entry for entry in config.data.corpora if _has_split(entry, split)]
-    if not entries:
-        raise DataError(
-            "no corpus in data.corpora has a validation split; set training.eval_interval: 0 or prepare "
-            "the corpus with a validation share"
-        )
-    tokenizer = _open_tokenizer(config)
-    vocabulary = Vocabulary.of(tokenizer)
-    seed = config.seed if split == "train" else VALIDATION_SEED
-    corpora = []
-    for entry in entries:
-        manifest = _open_manifest(entry, split, tokenizer)
-        key = derive_key(seed, "corpus", entry.name)
-        reader = BlockReader(manifest, verify=config.data.verify_blocks)
-        if config.model.kind == "gpt":
-            shift_key = derive_key(seed, "shift", entry.name) if split == "train" else None
-            samples: Samples = GptSamples(reader, config.batch.seq_length, shift_key)
-        else:
-            short = config.data.masking.short_sequence_probability
-            index = open_pair_index(reader, config.batch.seq_length, short, cache)
-            samples = BertSamples(SentenceTables(reader), index, vocabulary, config.batch.seq_length)
-        corpora.append(Corpus(entry, reader, samples, key))
-    return Feed(
-        corpora=tuple(corpora),
-        mixture=build_mixture(
-            [entry.name for entry in entries],
-            [entry.weight for entry in entries],
-            derive_key(seed, "mixture"),
-        ),
-        objective=_gpt_objective
-        if config.model.kind == "gpt"
-        else partial(_bert_objective, config, vocabulary),
-        shuffle=split == "train",
-    )
+def _read(corpus: Corpus, located: Located) -> Arrays:
+    if isinstance(corpus.samples, BertSamples):
+        return corpus.samples.read(located.ids)
+    assert located.spans is not None
+    return corpus.samples.read(located.spans)
 
 
-def _gpt_objective(arrays: Arrays, ids: SampleIds) -> MicroBatch:
-    del ids  # nothing about next-token prediction is random
-    return causal_lm(arrays[0])
-
-
-def _bert_objective(config: RunConfig, vocabulary: Vocabulary, arrays: Arrays, ids: SampleIds) -> MicroBatch:
-    return masked_lm(PairBatch(*arrays), ids, vocabulary, config.data.masking)
-
-
-def _has_split(entry: CorpusConfig, split: Split) -> bool:
-    """Training needs every corpus; a small one may have no document for validation."""
-    return split == "train" or (Path(entry.path) / split / MANIFEST_NAME).exists()
-
-
-def _open_tokenizer(config: RunConfig) -> Tokenizer:
-    named = config.data.tokenizer
-    path = Path(named) if named else Path(config.data.corpora[0].path) / TOKENIZER_NAME
-    tokenizer = Tokenizer.load(path)
-    if tokenizer.vocab_size != config.model.vocab_size:
-        raise DataError(
-            f"model.vocab_size: {config.model.vocab_size}, but the tokenizer {path} has "
-            f"{tokenizer.vocab_size} pieces; set model.vocab_size to that, or data.tokenizer to another"
-        )
-    return tokenizer
-
-
-def _open_manifest(entry: CorpusConfig, split: Split, tokenizer: Tokenizer) -> Manifest:
-    manifest = load_manifest(Path(entry.path) / split)
-    if manifest.tokenizer_sha256 != tokenizer.sha256:
-        raise DataError(
-            f"corpus {entry.name!r} ({manifest.directory}) was made with another tokenizer (sha256 "
-            f"{manifest.tokenizer_sha256[:12]}) than {tokenizer.path} ({tokenizer.sha256[:12]}); prepare the "
-            "corpus again or set data.tokenizer to its model"
-        )
-    return manifest
+def _in_order(found: list[Spans]) -> Spans | None:
+    """The spans of all corpora by row."""
+    if len(found) < 2:
+        return found[0] if found else None
+    merged = [np.concatenate(column) for column in zip(*found, strict=True)]
+    order = np.argsort(merged[0], kind="stable")
+    return Spans(*(column[order] for column in merged))

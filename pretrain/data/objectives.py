@@ -46,19 +46,23 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
-        """Collect them from a tokenizer."""
-        t = tokenizer
-        is_special = np.zeros(t.vocab_size, dtype=np.bool_)
-        is_special[[t.pad_id, t.unk_id, t.cls_id, t.sep_id, t.mask_id, t.eod_id]] = True
+        """Collect them from a tokenizer.
+
+        Raises:
+            DataError: it lacks a special id that masking needs.
+        """
+        pad_id, cls_id, sep_id, mask_id = tokenizer.require("pad", "cls", "sep", "mask", purpose="BERT")
+        is_special = np.zeros(tokenizer.vocab_size, dtype=np.bool_)
+        is_special[list(tokenizer.special_ids)] = True
         return cls(
             is_special=is_special,
-            is_word_start=t.is_word_start,
-            is_word_end=t.is_word_end,
+            is_word_start=tokenizer.is_word_start,
+            is_word_end=tokenizer.is_word_end,
             ordinary=np.flatnonzero(~is_special),
-            pad_id=t.pad_id,
-            cls_id=t.cls_id,
-            sep_id=t.sep_id,
-            mask_id=t.mask_id,
+            pad_id=pad_id,
+            cls_id=cls_id,
+            sep_id=sep_id,
+            mask_id=mask_id,
         )
 
 

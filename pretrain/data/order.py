@@ -9,6 +9,7 @@ exact size (Black & Rogaway, "Ciphers with arbitrary finite domains", 2002), so 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -106,3 +107,46 @@ def sample_at(position: I64, epoch: I64, count: int, key: np.uint64) -> I64:
     # Groups begin elsewhere in every epoch: other neighbours, another rest group at the end.
     rotation = (subkeys(key, 2 * epoch + 1) % np.uint64(count)).astype(np.int64)
     return (group * GROUP + within + rotation) % count
+
+
+@dataclass(frozen=True, slots=True)
+class IndexStart:
+    """Where a phase begins in a corpus: `done` samples into an epoch."""
+
+    epoch: int = 0
+    done: int = 0
+
+
+class IndexOrder:
+    """The order of samples that an index numbers (BERT's sentence pairs): any sample, once an epoch.
+
+    Attributes:
+        epoch_samples: samples in an epoch.
+        start: where the numbers of `locate` begin.
+    """
+
+    def __init__(self, count: int, key: np.uint64 | None, start: IndexStart | None = None) -> None:
+        """Shuffle `count` samples by a `derive_key`; None keeps storage order in every epoch."""
+        self.epoch_samples, self._key, self.start = count, key, start or IndexStart()
+
+    def locate(self, number: I64) -> tuple[I64, I64]:
+        """([n] epoch, [n] number of the sample in the index) of samples counted from the start."""
+        later, position = np.divmod(number + self.start.done, self.epoch_samples)
+        epoch = later + self.start.epoch
+        if self._key is None:
+            return epoch, position
+        return epoch, sample_at(position, epoch, self.epoch_samples, self._key)
+
+    def passes(self, number: int) -> float:
+        """Passes over the corpus after `number` samples from the start."""
+        return self.start.epoch + (self.start.done + number) / self.epoch_samples
+
+    def cursor(self, number: int, same_samples: bool) -> IndexStart:
+        """The start of another phase after `number` samples of this one.
+
+        Other samples (another seq_length) share nothing with these, so the rest of an epoch that was begun is
+        left out and the next one begins: no text is read twice in an epoch, and each once more in the next.
+        """
+        later, done = divmod(number + self.start.done, self.epoch_samples)
+        epoch = self.start.epoch + later
+        return IndexStart(epoch, done) if same_samples else IndexStart(epoch + (done > 0), 0)

@@ -5,81 +5,61 @@
         ...
         state = stream.state_dict()       # the same on every rank; load it at any data-parallel size
 
-Global batch number g is the samples [g * global_batch_size, (g + 1) * global_batch_size) of the computed
-order; rank r of n reads the r-th of n equal parts. So the world size is no part of the state.
+The samples of a training have an order that does not depend on ranks, batch sizes or stops. A step takes the
+next global_batch_size of them; rank r of n reads the r-th of n equal parts. What a training reads may change
+when it goes on (other weights, corpora, seq_length): then the state gets one more phase.
 """
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from data_tools.errors import DataError
-from pretrain.config.errors import ConfigError
 from pretrain.config.schema import RunConfig
-from pretrain.data.feed import Feed, Split, open_feed
+from pretrain.data.feed import Feed, Split
 from pretrain.data.objectives import MicroBatch
-from pretrain.data.philox import I64
+from pretrain.data.opening import open_feed
 from pretrain.data.prefetch import Prefetcher
+from pretrain.data.settings import StreamConfig
+from pretrain.data.skip import LEDGER_DIRECTORY, SkipLedger
+from pretrain.data.state import StreamState, initial_state
+from pretrain.data.steps import RankPlan, StepTable
 
-STATE_FORMAT = 1
-"""Raised whenever the same state would mean other samples: order, cutting, masking."""
-PREFETCH_STEPS = 2
+LOCATE_STEPS = 64
 LOCATE_SAMPLES = 4096  # samples located at once: numpy's cost per call is that of thousands of elements
-CACHE_DIRECTORY = "data_cache"
+
+WANT_STEPS = 4
+"""Steps that remote corpora fetch ahead of the one being made."""
 
 Step = list[MicroBatch]
 
 
-@dataclass(frozen=True, slots=True)
-class RankPlan:
-    """Which samples of each global batch one data rank reads.
+def steps_from(feed: Feed, table: StepTable, plan: RankPlan, consumed_samples: int) -> Iterator[Step]:
+    """The optimizer steps of one rank from a cursor on, without end.
 
-    Attributes:
-        global_batch_size, micro_batch_size: in samples.
-        rank, size: data-parallel rank and number of ranks.
+    Args:
+        feed: the samples.
+        table: sizes of the steps; that of `plan` is not looked at.
+        plan: the rank.
+        consumed_samples: where a step begins.
     """
-
-    global_batch_size: int
-    micro_batch_size: int
-    rank: int
-    size: int
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rank < self.size:
-            raise ValueError(f"data_parallel_rank {self.rank} is outside 0..{self.size - 1}")
-        if self.global_batch_size % (self.micro_batch_size * self.size):
-            raise ConfigError(
-                f"batch.global_batch_size: {self.global_batch_size} is not a multiple of "
-                f"batch.micro_batch_size x data-parallel size = {self.micro_batch_size} x {self.size}"
-            )
-
-    @property
-    def samples(self) -> int:
-        """Samples that this rank reads in one step."""
-        return self.global_batch_size // self.size
-
-    def numbers(self, consumed_samples: int, steps: int) -> I64:
-        """[steps * samples] global sample numbers of this rank in the next steps."""
-        first = consumed_samples + self.rank * self.samples
-        step = first + self.global_batch_size * np.arange(steps)
-        return (step[:, None] + np.arange(self.samples)).ravel()
-
-
-def steps_from(feed: Feed, plan: RankPlan, consumed_samples: int) -> Iterator[Step]:
-    """The optimizer steps of one rank from a cursor on, without end."""
-    steps = max(1, LOCATE_SAMPLES // plan.samples)
     while True:
+        stage, left = table.stage_of_sample(consumed_samples)
+        plan = replace(plan, global_batch_size=stage.size)
+        steps = min(max(1, LOCATE_SAMPLES // plan.samples), LOCATE_STEPS)
+        steps = steps if left is None else min(steps, left)
         located = feed.locate(plan.numbers(consumed_samples, steps))
-        for step in range(steps):
-            begin = step * plan.samples
+        for begin in range(0, steps * plan.samples, plan.samples):
+            ahead = begin + WANT_STEPS * plan.samples
+            if begin == 0:
+                feed.want(located.take(0, min(ahead, len(located.numbers))))
+            elif ahead <= len(located.numbers):
+                feed.want(located.take(ahead - plan.samples, ahead))
             yield [
-                feed.micro_batch(located.take(slice(at, at + plan.micro_batch_size)))
+                feed.micro_batch(located.take(at, at + plan.micro_batch_size))
                 for at in range(begin, begin + plan.samples, plan.micro_batch_size)
             ]
         consumed_samples += steps * plan.global_batch_size
@@ -92,17 +72,20 @@ class Stream:
         consumed_samples: samples of all ranks in the steps handed out; what is prefetched does not count.
     """
 
-    def __init__(self, feed: Feed, plan: RankPlan, identity: dict[str, Any]) -> None:
+    def __init__(self, feed: Feed, plan: RankPlan, state: StreamState, prefetch_steps: int) -> None:
         """Wrap a feed; use `open_stream`.
 
         Args:
-            feed: the samples; the stream closes it.
+            feed: the samples at the start of a training; the stream closes it.
             plan: the share of this rank.
-            identity: what a state must agree with to be loaded, JSON-able.
+            state: that of a training which begins with this feed.
+            prefetch_steps: steps made ahead in a thread; 0 for none.
         """
         self.consumed_samples = 0
-        self._feed, self._plan, self._identity = feed, plan, identity
-        self._prefetcher: Prefetcher[Step] | None = None
+        self._feed, self._plan, self._state, self._fresh = feed, plan, state, state
+        self._table = state.step_table().checked(state.consumed_samples, plan)
+        self._prefetch_steps = prefetch_steps
+        self._steps: Iterator[Step] | None = None
         self._stop_prefetcher = weakref.finalize(self, lambda: None)
         self._closed = False
 
@@ -112,12 +95,17 @@ class Stream:
     def __next__(self) -> Step:
         if self._closed:
             raise ValueError("the stream is closed")
-        if self._prefetcher is None:
-            steps = steps_from(self._feed, self._plan, self.consumed_samples)
-            self._prefetcher = Prefetcher(steps, PREFETCH_STEPS)
-            self._stop_prefetcher = weakref.finalize(self, self._prefetcher.stop)
-        step = self._prefetcher.get()
-        self.consumed_samples += self._plan.global_batch_size
+        if self._steps is None:
+            self._steps = self._begin()
+        try:
+            step = next(self._steps)
+        except BaseException:
+            if not self._prefetch_steps:
+                self._steps = None  # a generator that raised is at its end; the prefetcher raises again
+            raise
+        self.consumed_samples += self._table.stage_of_sample(self.consumed_samples)[0].size
+        if self._feed.skips:
+            self._feed.skips.hand_out(self.consumed_samples)
         return step
 
     def __enter__(self) -> Stream:
@@ -126,32 +114,44 @@ class Stream:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def consumed_tokens(self) -> int:
+        """Tokens of all ranks in the steps handed out: samples times the seq_length that they had."""
+        return self._feed.phase.tokens_at(self.consumed_samples)
+
     def epochs(self) -> dict[str, float]:
         """Passes over each corpus so far, by name."""
-        passes = self._feed.mixture.consumed(self.consumed_samples) / self._feed.sizes
-        return {corpus.config.name: float(n) for corpus, n in zip(self._feed.corpora, passes, strict=True)}
+        return self._feed.passes(self.consumed_samples)
+
+    def skipped(self, consumed_samples: int | None = None) -> dict[str, float]:
+        """Samples and blocks that all ranks left out so far; empty where a damaged block is an error.
+
+        Args:
+            consumed_samples: up to there; None counts to the position of the stream.
+        """
+        end = self.consumed_samples if consumed_samples is None else consumed_samples
+        return self._feed.skips.counts(end) if self._feed.skips else {}
 
     def state_dict(self) -> dict[str, Any]:
         """Position after the steps handed out so far: small, JSON-able, the same on every rank."""
-        return {**self._identity, "consumed_samples": self.consumed_samples}
+        return replace(self._state, consumed_samples=self.consumed_samples).to_json()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue after the position of a state; costs nothing, wherever it is.
 
-        Data-parallel size, micro_batch_size and global_batch_size may differ from those of the saved run.
+        Data-parallel size and micro_batch_size may differ from those of the saved run. Another
+        global_batch_size, ramp, seq_length, or other corpora and weights begin a new phase.
 
         Raises:
             DataError: the state belongs to other data, or to other settings that decide on the order.
         """
-        for name, ours in self._identity.items():
-            theirs = state.get(name)
-            if theirs != ours:
-                raise DataError(f"cannot continue the data stream: {name} is {_difference(ours, theirs)}")
-        consumed = state.get("consumed_samples")
-        if not isinstance(consumed, int) or consumed < 0:
-            raise DataError(f"cannot continue the data stream: consumed_samples is {consumed!r}")
+        loaded = StreamState.from_json(state).continued_by(self._fresh)
+        feed, self._table = (
+            self._feed.at(loaded.phases[-1]),
+            loaded.step_table().checked(loaded.consumed_samples, self._plan),
+        )
         self._end_prefetch()
-        self.consumed_samples = consumed
+        self._state, self._feed, self.consumed_samples = loaded, feed, loaded.consumed_samples
 
     def close(self) -> None:
         """Stop the thread and close the shards. May be called twice."""
@@ -159,22 +159,32 @@ class Stream:
         self._feed.close()
         self._closed = True
 
+    def _begin(self) -> Iterator[Step]:
+        if self._feed.skips:
+            self._feed.skips.go_on(self.consumed_samples)
+        steps = steps_from(self._feed, self._table, self._plan, self.consumed_samples)
+        if not self._prefetch_steps:
+            return steps
+        prefetcher = Prefetcher(steps, self._prefetch_steps)
+        self._stop_prefetcher = weakref.finalize(self, prefetcher.stop)
+        return iter(prefetcher.get, None)
+
     def _end_prefetch(self) -> None:
         self._stop_prefetcher()
-        self._prefetcher = None
+        self._steps = None
 
 
 def open_stream(
-    config: RunConfig,
-    split: Split,
-    data_parallel_rank: int,
-    data_parallel_size: int,
+    config: RunConfig | StreamConfig,
+    split: Split = "train",
+    data_parallel_rank: int = 0,
+    data_parallel_size: int = 1,
     cache: Path | None = None,
 ) -> Stream:
     """Open the data of a run at its beginning.
 
     Args:
-        config: the run.
+        config: the run, or its data part alone.
         split: "train" is shuffled and mixed; "validation" comes in storage order.
         data_parallel_rank: which part of each global batch to read.
         data_parallel_size: number of parts.
@@ -184,13 +194,19 @@ def open_stream(
         ConfigError: global_batch_size does not divide among the ranks.
         DataError: shards are missing, damaged, or made with another tokenizer.
     """
-    plan = _rank_plan(config, data_parallel_rank, data_parallel_size)
-    feed = open_feed(config, split, cache or Path(config.run_dir) / CACHE_DIRECTORY)
-    return Stream(feed, plan, _identity(config, split, feed))
+    settings = _settings(config, cache)
+    plan = _rank_plan(settings, data_parallel_rank, data_parallel_size)
+    feed = open_feed(settings, split)
+    if settings.data.on_bad_block == "skip":
+        feed = replace(feed, skips=_ledger(settings, split, plan))
+    return Stream(feed, plan, initial_state(settings, split, feed.phase), settings.data.prefetch_steps)
 
 
 def eval_batches(
-    config: RunConfig, data_parallel_rank: int, data_parallel_size: int, cache: Path | None = None
+    config: RunConfig | StreamConfig,
+    data_parallel_rank: int = 0,
+    data_parallel_size: int = 1,
+    cache: Path | None = None,
 ) -> list[Step]:
     """The validation set of a rank: always the same samples with the same masks, whatever the seed.
 
@@ -198,7 +214,7 @@ def eval_batches(
     where there are fewer, in whole global batches. A split smaller than one global batch repeats to fill it.
 
     Args:
-        config: the run.
+        config: the run, or its data part alone.
         data_parallel_rank: which part of each global batch to read.
         data_parallel_size: number of parts.
         cache: as in `open_stream`.
@@ -207,37 +223,34 @@ def eval_batches(
         ConfigError: global_batch_size does not divide among the ranks.
         DataError: there is no validation split, or its shards are damaged.
     """
-    plan = _rank_plan(config, data_parallel_rank, data_parallel_size)
-    feed = open_feed(config, "validation", cache or Path(config.run_dir) / CACHE_DIRECTORY)
+    settings = _settings(config, cache)
+    settings = settings.model_copy(update={"batch": settings.batch.model_copy(update={"ramp": None})})
+    plan = _rank_plan(settings, data_parallel_rank, data_parallel_size)
+    feed = open_feed(settings, "validation")
+    if settings.data.on_bad_block == "skip":
+        feed = replace(feed, skips=_ledger(settings, "validation", plan))
     try:
-        samples = min(config.training.eval_samples, feed.mixture.samples_before_repeat(feed.sizes))
-        steps = steps_from(feed, plan, 0)
-        return [next(steps) for _ in range(max(1, samples // plan.global_batch_size))]
+        samples = min(settings.eval_samples, feed.mixture.samples_before_repeat(feed.sizes))
+        steps = steps_from(feed, initial_state(settings, "validation", feed.phase).step_table(), plan, 0)
+        if feed.skips:
+            feed.skips.go_on(0)
+        found = [next(steps) for _ in range(max(1, samples // plan.global_batch_size))]
+        if feed.skips:
+            feed.skips.hand_out(len(found) * plan.global_batch_size)
+        return found
     finally:
         feed.close()
 
 
-def _rank_plan(config: RunConfig, rank: int, size: int) -> RankPlan:
-    return RankPlan(config.batch.global_batch_size, config.batch.micro_batch_size, rank, size)
+def _ledger(config: StreamConfig, split: Split, plan: RankPlan) -> SkipLedger:
+    return SkipLedger(Path(config.cache) / LEDGER_DIRECTORY, split, plan.rank, plan.size)
 
 
-def _identity(config: RunConfig, split: Split, feed: Feed) -> dict[str, Any]:
-    """What decides on the order and content of samples; a state of anything else must not be loaded."""
-    return {
-        "format": STATE_FORMAT,
-        "kind": config.model.kind,
-        "split": split,
-        "seed": config.seed,
-        "seq_length": config.batch.seq_length,
-        "manifests": {corpus.config.name: corpus.reader.manifest.hash for corpus in feed.corpora},
-        "weights": {corpus.config.name: corpus.config.weight for corpus in feed.corpora},
-        "samples": {corpus.config.name: corpus.samples.count for corpus in feed.corpora},
-    }
+def _settings(config: RunConfig | StreamConfig, cache: Path | None) -> StreamConfig:
+    settings = StreamConfig.of(config)
+    return settings.model_copy(update={"cache": str(cache)}) if cache else settings
 
 
-def _difference(ours: object, theirs: object) -> str:
-    """The part of two values that differs, in words."""
-    if isinstance(ours, dict) and isinstance(theirs, dict):
-        name = min(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-        return f"{ours.get(name)!r} for {name!r} in this run, {theirs.get(name)!r} in the saved state"
-    return f"{ours!r} in this run, {theirs!r} in the saved state"
+def _rank_plan(config: StreamConfig, rank: int, size: int) -> RankPlan:
+    batch = config.batch
+    return RankPlan(batch.global_batch_size, batch.micro_batch_size, rank, size)

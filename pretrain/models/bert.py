@@ -177,7 +177,7 @@ class BertForPreTraining(nn.Module):
             padding_mask: [B, S] bool, True = a real token.
             masked_positions: [M] int64 indices into the flattened [B, S]; None predicts every position.
             masked_labels: [M] int64 original tokens.
-            next_sentence_labels: [B] int64, 0 = B follows A, 1 = random.
+            next_sentence_labels: [B] int64, 0 = B follows A, 1 = random, -100 = not to be predicted.
 
         Returns:
             {"mlm_loss", "nsp_loss"}: summed fp32 losses; without labels {"logits": [B, S, V / TP],
@@ -203,7 +203,7 @@ class BertForPreTraining(nn.Module):
         """Predicted targets in a micro-batch, per loss."""
         return {
             "mlm_loss": float(batch["masked_labels"].numel()),
-            "nsp_loss": float(batch["next_sentence_labels"].numel()),
+            "nsp_loss": float((batch["next_sentence_labels"] >= 0).sum()),
         }
 
 

@@ -88,6 +88,7 @@ class Engine:
         self.model = model
         self.zero_stage = config.parallel.zero_stage
         self._at_boundary = False
+        self._micro_batches_left = 0
         self.deepspeed: Any
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
@@ -102,8 +103,15 @@ class Engine:
                 f"expected {topology.data_parallel_size}"
             )
 
+    def begin_step(self, micro_batches: int) -> None:
+        """Say how many micro-batches the next optimizer step has; the number may differ from step to step."""
+        self._micro_batches_left = micro_batches
+
     def forward(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Run the model on one micro-batch; returns summed losses."""
+        if self.model.training:
+            # Told rather than counted: DeepSpeed's own count takes the configured batch size for all steps.
+            self.deepspeed.set_gradient_accumulation_boundary(self._micro_batches_left == 1)
         outputs: dict[str, Tensor] = self.deepspeed(**batch)
         return outputs
 
@@ -114,7 +122,8 @@ class Engine:
         share needs.
         """
         self.deepspeed.backward(loss * self.topology.data_parallel_size, scale_wrt_gas=False)
-        self._at_boundary = self.deepspeed.is_gradient_accumulation_boundary()
+        self._micro_batches_left -= 1
+        self._at_boundary = self._micro_batches_left == 0
         if not self._at_boundary:
             self.deepspeed.step()  # counts the micro-batch; no update
 

@@ -109,6 +109,10 @@ class FixedStream:
         self.consumed_samples += GLOBAL_BATCH_SIZE
         return micro_batches(self.kind, step, self.rank, self.size)
 
+    @property
+    def consumed_tokens(self) -> int:
+        return self.consumed_samples * SEQ_LENGTH
+
     def state_dict(self) -> dict[str, Any]:
         return {"consumed_samples": self.consumed_samples}
 

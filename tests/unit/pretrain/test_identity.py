@@ -27,6 +27,11 @@ def start_in(run_dir: Path) -> None:
         "training.train_steps=300",
         "checkpoint.save_interval=7",
         "data.corpora.0.path=moved",
+        "data.corpora.0.weight=3.0",
+        "data.corpora.0.name=other",
+        "batch.global_batch_size=32",
+        "batch.seq_length=64",
+        "batch.ramp={start: 8, increment: 8, samples: 100}",
         "deepspeed.zero_optimization.reduce_bucket_size=1000",
     ],
 )
@@ -40,8 +45,8 @@ def test_layout_and_lengths_may_change(tmp_path: Path, text: str) -> None:
     [
         ("model.num_layers=3", "model.num_layers (there 2, now 3)"),
         ("seed=1", "seed (there 1234, now 1)"),
-        ("batch.global_batch_size=32", "batch.global_batch_size"),
-        ("data.corpora.0.name=other", "data.corpora.0.name"),
+        ("data.limit={samples: 5}", "data.limit"),
+        ("data.masking.mask_probability=0.3", "data.masking.mask_probability"),
         ("optimizer.lr=0.5", "optimizer.lr"),
     ],
 )

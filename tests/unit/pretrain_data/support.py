@@ -12,7 +12,7 @@ import sentencepiece
 import webdataset
 
 from data_tools.shard_format import Header, Manifest, ShardWriter, load_manifest, write_manifest
-from data_tools.tokenizer import SPECIAL_PIECES, Tokenizer
+from data_tools.tokenizer import SPECIAL_PIECES, Tokenizer, load_tokenizer
 from pretrain.config import RunConfig
 from pretrain.data.objectives import Vocabulary
 
@@ -138,7 +138,7 @@ def train_tokenizer(path: Path, seed: int) -> Tokenizer:
         minloglevel=2,
     )
     path.write_bytes(model.getvalue())
-    return Tokenizer.load(path)
+    return load_tokenizer(path)
 
 
 def text_documents(tokenizer: Tokenizer, rng: np.random.Generator, count: int) -> list[Document]:

@@ -8,8 +8,8 @@ import pytest
 
 from data_tools.errors import DataError
 from data_tools.shard_format import Manifest, load_manifest
-from pretrain.data import reader as reader_module
-from pretrain.data.reader import BlockReader
+from pretrain.data.access import local
+from pretrain.data.reader import BadBlock, BlockReader
 from pretrain.data.sentences import SentenceTables, read_table
 from tests.unit.pretrain_data.support import marked_documents, marked_split, raw_stream, read_with_webdataset
 
@@ -97,8 +97,24 @@ def test_a_flipped_length_is_found_and_named(manifest, member):
     place = getattr(manifest.layout(3), member)
     shard = manifest.shard_path(int(manifest.blocks[3]["shard"]))
     flip_byte(shard, place.offset + place.length - 4)
-    with pytest.raises(DataError, match=f"{shard}.*block 000003.*byte {place.offset}.*add up"):
+    offset = manifest.layout(3).doc.offset
+    with pytest.raises(BadBlock, match=f"{shard}.*block 000003.*byte {offset}.*hash"):
         BlockReader(manifest).sentences(3)
+    with pytest.raises(BadBlock, match=f"{shard}.*block 000003.*byte {place.offset}.*add up"):
+        BlockReader(manifest, verify=False).sentences(3)
+
+
+def test_lengths_that_still_add_up_are_found_by_their_hash(manifest):
+    place = manifest.layout(3).doc
+    shard = manifest.shard_path(int(manifest.blocks[3]["shard"]))
+    data = bytearray(shard.read_bytes())
+    lengths = np.frombuffer(data, "<u4", place.length // 4, place.offset)
+    lengths[:2] = lengths[1::-1]  # two documents change their lengths: all sums stay
+    assert lengths[0] != lengths[1]
+    shard.write_bytes(data)
+    BlockReader(manifest, verify=False).documents(3)
+    with pytest.raises(BadBlock, match="block 000003.*hash"):
+        BlockReader(manifest).documents(3)
 
 
 def test_a_truncated_shard_is_found_at_opening_and_at_reading(manifest):
@@ -123,7 +139,7 @@ def test_a_missing_shard_is_found_at_opening_and_at_reading(manifest):
 
 
 def test_few_descriptors_are_open_and_none_stays(manifest, monkeypatch):
-    monkeypatch.setattr(reader_module, "MAX_OPEN_SHARDS", 2)
+    monkeypatch.setattr(local, "MAX_OPEN_SHARDS", 2)
     before = open_descriptors()
     reader = BlockReader(manifest)
     for _ in range(3):

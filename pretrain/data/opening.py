@@ -1,0 +1,143 @@
+"""Opening the corpora of a run: tokenizer, manifests, indexes, and whether they fit together."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_tools.errors import DataError
+from data_tools.shard_format import Manifest
+from data_tools.tokenizer import Tokenizer
+from pretrain.config.schema import CorpusConfig
+from pretrain.data.access.opening import Access, fetch_tokenizer, open_source, open_tables
+from pretrain.data.bert_samples import BertSamples
+from pretrain.data.feed import Arrays, Corpus, Feed, Samples, Split
+from pretrain.data.gpt_samples import GptSamples
+from pretrain.data.objectives import MicroBatch, PairBatch, Vocabulary, causal_lm, masked_lm
+from pretrain.data.order import IndexStart
+from pretrain.data.pair_index import open_pair_index
+from pretrain.data.phases import CorpusShare, Phase
+from pretrain.data.philox import SampleIds, derive_key
+from pretrain.data.reader import BlockReader
+from pretrain.data.sentences import SentenceTables
+from pretrain.data.settings import StreamConfig
+from pretrain.data.token_order import TokenStart
+
+VALIDATION_SEED = 0
+"""Validation samples are masked the same in every run, so runs with other seeds can be compared."""
+
+
+def open_feed(config: StreamConfig, split: Split) -> Feed:
+    """Open the corpora of a run at the start of training and check them against its configuration.
+
+    Args:
+        config: corpora without a validation split are left out of validation.
+        split: "train" is shuffled, "validation" comes in storage order.
+
+    Raises:
+        DataError: shards are missing or damaged, made with another tokenizer, or too few.
+    """
+    access = Access(config.data, Path(config.cache))
+    tables = [(entry, open_tables(entry, split, access)) for entry in config.data.corpora]
+    if not any(manifest for _, manifest in tables):
+        raise DataError(
+            "no corpus in data.corpora has a validation split; set training.eval_interval: 0 or prepare "
+            "the corpus with a validation share"
+        )
+    tokenizer = open_tokenizer(config)
+    vocabulary = Vocabulary.of(tokenizer) if config.kind == "bert" else None
+    train = split == "train"
+    seed = config.seed if train else VALIDATION_SEED
+    corpora = []
+    for entry, manifest in tables:
+        if manifest is None:
+            continue
+        _check_tokenizer(entry, manifest, tokenizer)
+        reader = BlockReader(manifest, config.data.verify_blocks, open_source(entry, manifest, access))
+        samples, share = _open_samples(config, entry, reader, vocabulary, limited=train)
+        key = derive_key(seed, "corpus", entry.name)
+        order = share.order(config.batch.seq_length, key if train else None)
+        corpora.append(Corpus(reader, samples, key, share, order))
+    phase = Phase(0, 0, config.batch.seq_length, tuple(corpus.share for corpus in corpora))
+    return Feed(
+        corpora=tuple(corpora),
+        mixture=phase.mixture(seed),
+        objective=partial(_bert_objective, config, vocabulary) if vocabulary else _gpt_objective,
+        seed=seed,
+        shuffle=train,
+        phase=phase,
+    )
+
+
+def _open_samples(
+    config: StreamConfig,
+    entry: CorpusConfig,
+    reader: BlockReader,
+    vocabulary: Vocabulary | None,
+    limited: bool,
+) -> tuple[Samples, CorpusShare]:
+    """What a corpus is cut into, and how much of it is used."""
+    length, limit = config.batch.seq_length, config.data.limit if limited else None
+    share = partial(CorpusShare, entry.name, entry.weight, reader.manifest.hash)
+    if vocabulary is None:
+        size = int(reader.token_starts[-1])
+        if limit:
+            size = min(size, limit.tokens or length * (limit.samples or 0))
+        if size < length:
+            raise DataError(f"data.limit: {size} tokens are too few for one sample of {length}; raise it")
+        return GptSamples(reader, length), share(size, "tokens", TokenStart())
+    if not reader.manifest.sentences:
+        raise DataError(
+            f"{reader.manifest.origin} has no sentence boundaries, which BERT's sentence pairs need; "
+            "prepare the corpus with sentences"
+        )
+    short = config.data.masking.short_sequence_probability
+    index = open_pair_index(reader, length, short, Path(config.cache))
+    samples = BertSamples(SentenceTables(reader), index, vocabulary, length)
+    size = samples.count
+    if limit and limit.samples:
+        size = min(size, limit.samples)
+    elif limit and limit.tokens:
+        blocks = min(int(np.searchsorted(reader.token_starts, limit.tokens)), len(index.starts) - 1)
+        size = int(index.starts[blocks])
+    if not size:
+        raise DataError("data.limit: no sample lies in so few tokens; raise it")
+    return samples, share(size, "samples", IndexStart())
+
+
+def _gpt_objective(arrays: Arrays, ids: SampleIds) -> MicroBatch:
+    del ids  # nothing about next-token prediction is random
+    return causal_lm(arrays[0])
+
+
+def _bert_objective(
+    config: StreamConfig, vocabulary: Vocabulary, arrays: Arrays, ids: SampleIds
+) -> MicroBatch:
+    return masked_lm(PairBatch(*arrays), ids, vocabulary, config.data.masking)
+
+
+def open_tokenizer(config: StreamConfig) -> Tokenizer:
+    """The tokenizer that the corpora were made with: `data.tokenizer`, or the one of the first corpus.
+
+    Raises:
+        DataError: it cannot be read, or the model has another vocabulary.
+    """
+    path = config.data.tokenizer or config.data.corpora[0].path
+    tokenizer = fetch_tokenizer(path, Access(config.data, Path(config.cache)))
+    if config.vocab_size is not None and tokenizer.vocab_size != config.vocab_size:
+        raise DataError(
+            f"model.vocab_size: {config.vocab_size}, but the tokenizer {tokenizer.path} has "
+            f"{tokenizer.vocab_size} pieces; set model.vocab_size to that, or data.tokenizer to another"
+        )
+    return tokenizer
+
+
+def _check_tokenizer(entry: CorpusConfig, manifest: Manifest, tokenizer: Tokenizer) -> None:
+    if manifest.tokenizer_sha256 != tokenizer.sha256:
+        raise DataError(
+            f"corpus {entry.name!r} ({manifest.origin}) was made with another tokenizer (sha256 "
+            f"{manifest.tokenizer_sha256[:12]}) than {tokenizer.path} ({tokenizer.sha256[:12]}); prepare the "
+            "corpus again or set data.tokenizer to its model"
+        )

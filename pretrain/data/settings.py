@@ -1,0 +1,47 @@
+"""What a data stream needs to know; a run's configuration holds it, other programs write it themselves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pretrain.config.schema import (
+    DataConfig,
+    NonNegativeInt,
+    PositiveInt,
+    PretrainBatchConfig,
+    RunConfig,
+    Section,
+)
+
+CACHE_DIRECTORY = "data_cache"
+
+
+class StreamConfig(Section):
+    """The data part of a run."""
+
+    kind: Literal["gpt", "bert"]
+    """Next-token prediction, or masked sentence pairs."""
+    seed: NonNegativeInt = 1234
+    batch: PretrainBatchConfig
+    data: DataConfig
+    vocab_size: PositiveInt | None = None
+    """What the tokenizer must have; null takes any."""
+    eval_samples: PositiveInt = 256
+    cache: str = CACHE_DIRECTORY
+    """Directory for indexes that take a while to build (BERT)."""
+
+    @classmethod
+    def of(cls, config: RunConfig | StreamConfig) -> StreamConfig:
+        """The data part of a run's configuration."""
+        if isinstance(config, StreamConfig):
+            return config
+        return cls(
+            kind=config.model.kind,
+            seed=config.seed,
+            batch=config.batch,
+            data=config.data,
+            vocab_size=config.model.vocab_size,
+            eval_samples=config.training.eval_samples,
+            cache=str(Path(config.run_dir) / CACHE_DIRECTORY),
+        )

@@ -1,0 +1,164 @@
+"""`headwater data trace`: what a step of a run read, rank by rank, down to the byte and the text."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_tools.errors import DataError
+from data_tools.tokenizer import Tokenizer
+from pretrain.data.bert_samples import BertSamples
+from pretrain.data.feed import Corpus, Feed, Located
+from pretrain.data.ledger import Attempt, effective, read_ledger
+from pretrain.data.opening import open_feed, open_tokenizer
+from pretrain.data.philox import I64
+from pretrain.data.steps import RankPlan
+
+
+class Place(NamedTuple):
+    """Tokens of one block that a sample is made of.
+
+    Attributes:
+        shard: its path or URL.
+        block: its number in the shard.
+        offset: byte in the shard.
+        tokens: how many.
+    """
+
+    shard: str
+    block: int
+    offset: int
+    tokens: int
+
+
+class TracedSample(NamedTuple):
+    """One sample that a step read.
+
+    Attributes:
+        rank: data-parallel rank.
+        number: global sample number.
+        corpus: its name.
+        epoch: passes over the corpus before this one.
+        places: where its text lies, in order.
+        texts: its text; A and B for sentence pairs.
+    """
+
+    rank: int
+    number: int
+    corpus: str
+    epoch: int
+    places: list[Place]
+    texts: list[str]
+
+
+def trace_step(run_dir: Path, step: int) -> Iterator[TracedSample]:
+    """What a step read, by rank and position in the batch.
+
+    Args:
+        run_dir: the run.
+        step: optimizer step, 1 for the first.
+
+    Raises:
+        DataError: the run did not get so far, or its corpora are not there.
+    """
+    attempt = _attempt_of(run_dir, step)
+    table, size = attempt.table, attempt.layout["data_parallel_size"]
+    first = table.samples_before(step - 1)
+    batch_size = table.samples_before(step) - first
+    feed = open_feed(attempt.config, "train").at(attempt.state.phases[-1])
+    try:
+        tokenizer = open_tokenizer(attempt.config)
+        for rank in range(size):
+            plan = RankPlan(batch_size, attempt.config.batch.micro_batch_size, rank, size)
+            numbers = plan.numbers(first, 1)
+            located = feed.locate(numbers)
+            for index, number in enumerate(numbers.tolist()):
+                yield _trace(feed, tokenizer, located.take(index, index + 1), rank, number)
+    finally:
+        feed.close()
+
+
+def _attempt_of(run_dir: Path, step: int) -> Attempt:
+    kept = effective(read_ledger(run_dir))
+    for attempt, last in kept:
+        if attempt.step < step <= last:
+            return attempt
+    raise DataError(f"--step {step}: the ledger of {run_dir} has steps 1 to {kept[-1][1]}")
+
+
+def _trace(feed: Feed, tokenizer: Tokenizer, located: Located, rank: int, number: int) -> TracedSample:
+    corpus = feed.corpora[int(located.corpus[0])]
+    places, texts = [], []
+    for part in _parts(corpus, located):
+        tokens = corpus.reader.read_tokens(
+            np.array([start for start, _ in part]), np.array([n for _, n in part])
+        )
+        texts.append(_text(tokenizer, np.concatenate(tokens).astype(np.int64)))
+        places += [place for start, length in part for place in _places(corpus, start, length)]
+    return TracedSample(rank, number, corpus.share.name, int(located.ids.epoch[0]), places, texts)
+
+
+def _parts(corpus: Corpus, located: Located) -> list[list[tuple[int, int]]]:
+    """(first token in the corpus stream, tokens) of the ranges of each text of one sample."""
+    if isinstance(corpus.samples, BertSamples):
+        (plan,) = corpus.samples.plan(located.ids)
+        starts = corpus.reader.token_starts
+        return [[(int(starts[span.block]) + span.start, span.length)] for span in (plan.a, plan.b)]
+    assert located.spans is not None
+    return [list(zip(located.spans.start.tolist(), located.spans.length.tolist(), strict=True))]
+
+
+def _places(corpus: Corpus, start: int, length: int) -> Iterator[Place]:
+    """The parts of a range of the corpus stream that lie in one block each."""
+    starts, manifest = corpus.reader.token_starts, corpus.reader.manifest
+    while length:
+        start %= int(starts[-1])
+        block = int(np.searchsorted(starts, start, side="right")) - 1
+        row, inside = manifest.blocks[block], start - int(starts[block])
+        count = min(length, int(row["tokens"]) - inside)
+        shard = f"{manifest.origin}/{manifest.shards[int(row['shard'])].path}"
+        yield Place(
+            shard, int(row["key"]), int(row["offset"]) + inside * manifest.token_dtype.itemsize, count
+        )
+        start, length = start + count, length - count
+
+
+def _text(tokenizer: Tokenizer, tokens: I64) -> str:
+    """Text with <|endoftext|> between documents, which decoding would leave out."""
+    ends = np.flatnonzero(tokens == (-1 if tokenizer.eod_id is None else tokenizer.eod_id))
+    parts = enumerate(np.split(tokens, ends))
+    return "<|endoftext|>".join(tokenizer.decode(part[index > 0 :]) for index, part in parts)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run `headwater data trace ARGV`."""
+    parser = argparse.ArgumentParser(
+        prog="headwater data trace",
+        description="Show what a step of a run read, by rank: corpus, shard, block, byte, text.",
+        epilog="example:\n  headwater data trace --run runs/gpt-tiny --step 100 --rank 0",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
+    parser.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, from 1")
+    parser.add_argument("--rank", type=int, metavar="R", help="only this data-parallel rank")
+    parser.add_argument(
+        "--chars", type=int, default=200, metavar="N", help="characters of each text; 0 for all (200)"
+    )
+    arguments = parser.parse_args(argv)
+    for sample in trace_step(arguments.run, arguments.step):
+        if arguments.rank in (None, sample.rank):
+            print("\n".join(_lines(sample, arguments.chars)))
+    return 0
+
+
+def _lines(sample: TracedSample, chars: int) -> Iterator[str]:
+    yield f"rank {sample.rank}  sample {sample.number}  corpus {sample.corpus}  epoch {sample.epoch}"
+    for place in sample.places:
+        yield f"  {place.shard}  block {place.block:06d}  byte {place.offset}  {place.tokens} tokens"
+    for text in sample.texts:
+        cut = f"{text[:chars]}..." if chars and len(text) > chars else text
+        yield f"  | {cut!r}"
