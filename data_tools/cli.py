@@ -58,6 +58,9 @@ COMMANDS = {
     ),
     "show": Command("show", "show stored documents as text", "runs/data/corpus --document 3 --count 2"),
     "stats": Command("stats", "print sizes and length percentiles of a corpus", "runs/data/corpus"),
+    "report": Command(
+        "report", "write one HTML page about a corpus: funnel, lengths, samples", "runs/data/corpus"
+    ),
     "verify": Command(
         "verify",
         "check every byte of a corpus against its hashes and the rules of the format",
