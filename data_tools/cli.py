@@ -58,6 +58,7 @@ COMMANDS = {
     ),
     "show": Command("show", "show stored documents as text", "runs/data/corpus --document 3 --count 2"),
     "stats": Command("stats", "print sizes and length percentiles of a corpus", "runs/data/corpus"),
+    "merge": Command("merge", "join corpora of the same tokenizer", "corpus-a corpus-b --out corpus"),
     "report": Command(
         "report", "write one HTML page about a corpus: funnel, lengths, samples", "runs/data/corpus"
     ),

@@ -13,10 +13,9 @@ import orjson
 import pyarrow.parquet as pq
 
 from data_tools import report_page as html
-from data_tools.errors import DataError
-from data_tools.prepare import QUARANTINE_NAME, RECORD_NAME
+from data_tools.corpus_record import corpus_record
+from data_tools.prepare import QUARANTINE_NAME
 from data_tools.publish import write_file
-from data_tools.record import read_record
 from data_tools.shard_format import Manifest
 from data_tools.shard_reader import iterate_documents, open_corpus
 from data_tools.tokenizer import corpus_tokenizer, load_tokenizer
@@ -31,9 +30,7 @@ def write_report(corpus: Path, out: Path) -> None:
     Raises:
         DataError: the directory is no corpus, or a shard is damaged.
     """
-    record = read_record(corpus / RECORD_NAME)
-    if record is None:
-        raise DataError(f"{corpus} is not a prepared corpus: it has no {RECORD_NAME}")
+    record = corpus_record(corpus)
     manifests = open_corpus(corpus)
     facts = _Facts(manifests)
     name = manifests["train"].corpus

@@ -106,6 +106,10 @@ class Manifest(Header):
     sentence_count: int
     blocks: npt.NDArray[np.void]
 
+    def header(self) -> Header:
+        """What the shards have in common, without the rest."""
+        return Header(**{field.name: getattr(self, field.name) for field in fields(Header)})
+
     def shard_path(self, index: int) -> Path:
         """Path of shard number `index`."""
         return self.directory / self.shards[index].path

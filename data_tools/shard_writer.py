@@ -46,16 +46,7 @@ class ShardWriter:
         self._file: IO[bytes] = path.open("wb")
 
     def __enter__(self) -> ShardWriter:
-        header = self._header
-        meta = {
-            "format_version": FORMAT_VERSION,
-            "tokenizer_sha256": header.tokenizer_sha256,
-            "vocab_size": header.vocab_size,
-            "dtype": header.token_dtype.name,
-            "eod_id": header.eod_id,
-            "split": header.split,
-        }
-        self._member(META_NAME, json.dumps(meta).encode())
+        self._member(META_NAME, meta_payload(self._header))
         return self
 
     def write_block(
@@ -112,9 +103,7 @@ class ShardWriter:
 
     def _member(self, name: str, payload: bytes) -> int:
         """Append a member; returns the offset of its payload."""
-        info = tarfile.TarInfo(name)  # mtime 0, uid 0, gid 0, no owner names: nothing that varies
-        info.size = len(payload)
-        self._write(info.tobuf(tarfile.USTAR_FORMAT))
+        self._write(member_header(name, len(payload)))
         offset = self._offset
         self._write(payload)
         self._write(bytes(padded(len(payload)) - len(payload)))
@@ -124,3 +113,23 @@ class ShardWriter:
         self._file.write(data)
         self._hash.update(data)
         self._offset += len(data)
+
+
+def meta_payload(header: Header) -> bytes:
+    """Content of a shard's first member."""
+    meta = {
+        "format_version": FORMAT_VERSION,
+        "tokenizer_sha256": header.tokenizer_sha256,
+        "vocab_size": header.vocab_size,
+        "dtype": header.token_dtype.name,
+        "eod_id": header.eod_id,
+        "split": header.split,
+    }
+    return json.dumps(meta).encode()
+
+
+def member_header(name: str, size: int) -> bytes:
+    """The tar header of a member: mtime 0, uid 0, gid 0, no owner names, so nothing varies."""
+    info = tarfile.TarInfo(name)
+    info.size = size
+    return info.tobuf(tarfile.USTAR_FORMAT)

@@ -3,52 +3,70 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-import xxhash
-
+from data_tools.corpus_record import corpus_record
 from data_tools.errors import DataError
-from data_tools.prepare import RECORD_NAME
 from data_tools.progress import Progress
-from data_tools.record import read_record
-from data_tools.shard_format import SPLITS, Manifest, load_manifest
-from data_tools.shard_reader import Block, read_block
+from data_tools.shard_format import BLOCKS_NAME, MANIFEST_NAME, SPLITS, Manifest, parse_manifest
 from data_tools.tokenizer import corpus_tokenizer, load_tokenizer
+from data_tools.verify_shard import ShardTask, shard_problems, shard_tasks
+from data_tools.workers import WorkerPool
 
-_READ_BYTES = 4 << 20
 
-
-def verify_corpus(corpus: Path) -> list[str]:
+def verify_corpus(corpus: Path, workers: int = 1) -> list[str]:
     """Find everything that is wrong with a corpus.
 
+    Args:
+        corpus: the corpus directory.
+        workers: processes; each checks one shard at a time and holds one block of it.
+
     Returns:
-        One line per problem, each naming its file and where possible its block; empty if all is well.
+        One line per problem, each naming its file and where possible its block and bytes; empty if all is
+        well.
 
     Raises:
         DataError: the directory is no corpus.
     """
-    record = read_record(corpus / RECORD_NAME)
-    if record is None:
-        raise DataError(f"{corpus} is not a prepared corpus: it has no {RECORD_NAME}")
+    recorded = corpus_record(corpus).get("splits", {})
     problems: list[str] = []
-    recorded = record.get("splits", {})
+    tasks: list[ShardTask] = []
     for split in SPLITS:
         if (split in recorded) != (corpus / split).exists():
-            problems.append(f"{corpus / split}: {RECORD_NAME} and the directories disagree about this split")
+            problems.append(
+                f"{corpus / split}: the corpus' record and its directories disagree about this split"
+            )
     for split, totals in recorded.items():
         try:
-            manifest = load_manifest(corpus / split)
+            manifest = _open(corpus / split)
         except DataError as error:
-            problems.append(str(error))
+            problems.append(
+                f"{error}; if only this is lost, `verify --repair-manifest` makes it from the shards"
+            )
             continue
         if manifest.hash != totals.get("manifest_xxh3"):
             problems.append(f"{manifest.directory}: manifest.json is not the one that prepare wrote")
         reserved, found = _reserved_ids(corpus, manifest)
-        problems += found
-        problems += _shard_problems(manifest, reserved)
-    return problems
+        problems += found + _strangers(manifest)
+        tasks += shard_tasks(manifest, reserved)
+    return problems + _check_shards(tasks, workers)
+
+
+def _open(directory: Path) -> Manifest:
+    """Open a split's tables, whether or not its shards are there.
+
+    Raises:
+        DataError: a table is missing or damaged.
+    """
+    tables = []
+    for name in (MANIFEST_NAME, BLOCKS_NAME):
+        try:
+            tables.append((directory / name).read_bytes())
+        except OSError as error:
+            raise DataError(f"cannot read {directory / name}: {error.strerror}") from error
+    raw, blocks = tables
+    return parse_manifest(raw, blocks, str(directory), directory)
 
 
 def _reserved_ids(corpus: Path, manifest: Manifest) -> tuple[Sequence[int], list[str]]:
@@ -62,52 +80,18 @@ def _reserved_ids(corpus: Path, manifest: Manifest) -> tuple[Sequence[int], list
         return (), [str(error)]
 
 
-def _shard_problems(manifest: Manifest, reserved: Sequence[int]) -> Iterator[str]:
-    total = sum(shard.bytes for shard in manifest.shards)
-    with Progress(f"verify {manifest.split}", total) as progress:
-        for index, shard in enumerate(manifest.shards):
-            path = manifest.shard_path(index)
-            digest = xxhash.xxh3_128()
-            with path.open("rb") as file:
-                while part := file.read(_READ_BYTES):
-                    digest.update(part)
-                    progress.add(len(part))
-            if digest.hexdigest() != shard.xxh3_128:
-                yield f"shard {path} is damaged (hash differs)"
-            yield from _block_problems(manifest, index, reserved)
+def _strangers(manifest: Manifest) -> list[str]:
+    """Shards in the directory that the manifest does not know."""
+    known = {shard.path for shard in manifest.shards}
+    found = sorted(path for path in manifest.directory.glob("*.tar") if path.name not in known)
+    return [f"{path} is a shard that {MANIFEST_NAME} does not list" for path in found]
 
 
-def _block_problems(manifest: Manifest, shard: int, reserved: Sequence[int]) -> Iterator[str]:
-    """Problems of the blocks of one shard; a damaged one is named."""
-    for number in np.flatnonzero(manifest.blocks["shard"] == shard):
-        place = f"shard {manifest.shard_path(shard)}, block {int(manifest.blocks[number]['key']):06d}"
-        try:
-            block = read_block(manifest, int(number))
-        except DataError as error:
-            yield str(error)
-            continue
-        yield from (f"{place}: {problem}" for problem in broken_rules(block, manifest, reserved))
-
-
-def broken_rules(block: Block, manifest: Manifest, reserved: Sequence[int]) -> Iterator[str]:
-    """Rules of the format that a block breaks; `reserved` are ids that no document holds."""
-    ends = np.cumsum(block.document_lengths, dtype=np.int64)
-    if np.any(block.document_lengths < 2):
-        yield "a document has no token before its eod"
-    if np.any(block.tokens >= manifest.vocab_size):
-        yield f"token id {int(block.tokens.max())} is outside the vocabulary of {manifest.vocab_size}"
-    is_eod = np.zeros(len(block.tokens), dtype=np.bool_)
-    is_eod[ends - 1] = True
-    if not np.array_equal(block.tokens == manifest.eod_id, is_eod):
-        yield "eod does not stand at the end of every document and only there"
-    if np.isin(block.tokens[~is_eod], reserved).any():
-        yield "a special id stands inside a document"
-    if block.sentence_counts is None or block.sentence_lengths is None:
-        return
-    if np.any(block.sentence_counts == 0) or np.any(block.sentence_lengths == 0):
-        yield "a document or a sentence is empty"
-        return
-    starts = np.cumsum(block.sentence_counts, dtype=np.int64) - block.sentence_counts
-    sums = np.add.reduceat(block.sentence_lengths.astype(np.int64), starts)
-    if not np.array_equal(sums, block.document_lengths.astype(np.int64) - 1):
-        yield "sentence lengths do not sum to their document's length"
+def _check_shards(tasks: Sequence[ShardTask], workers: int) -> list[str]:
+    problems: list[str] = []
+    total = sum(task.manifest.shards[0].bytes for task in tasks)
+    with Progress("verify", total) as progress, WorkerPool(workers) as pool:
+        for task, found in zip(tasks, pool.map(shard_problems, tasks), strict=True):
+            problems += found
+            progress.add(task.manifest.shards[0].bytes, task.manifest.shards[0].documents)
+    return problems

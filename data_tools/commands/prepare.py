@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--block-bytes", type=int, default=1 << 20, help="bytes of tokens in a block (default: 1 MiB)"
     )
     parser.add_argument(
-        "--shard-bytes", type=int, help="bytes of text per shard (default: a 16th, within 16 and 512 MiB)"
+        "--shard-bytes", type=int, help="bytes of text per shard (default: a 32nd, within 4 and 512 MiB)"
     )
     _add_running_arguments(parser.add_argument_group("where it runs; the result does not depend on it"))
 
@@ -165,7 +165,11 @@ def _report(record: dict[str, Any], fresh: bool, arguments: argparse.Namespace, 
             file=sys.stderr,
         )
     if (funnel := record["funnel"]) is not None:
-        dropped = ", ".join(f"{step['name']} {step['documents_dropped']:,}" for step in funnel["steps"])
+        dropped = ", ".join(
+            f"{step['name']} {step['documents_dropped']:,}"
+            for step in funnel["steps"]
+            if step["name"] != "dedup"
+        )
         kept = f"{funnel['documents_out']:,} of {funnel['documents_in']:,} documents"
         print(f"cleaning kept {kept}; dropped: {dropped}", file=sys.stderr)
     if duplicates is not None:

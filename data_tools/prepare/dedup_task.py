@@ -1,4 +1,4 @@
-"""Stages 3 and 4, `dedup` and `cluster`: signatures -> order keys of the duplicates to drop."""
+"""Stage 3, `dedup`: signatures of one partition -> exact duplicates to drop, pairs of near ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import numpy as np
 from data_tools.dedup import (
     Offsets,
     exact_duplicates,
-    near_duplicates,
     near_edges,
     read_band_records,
     read_exact_records,
 )
 from data_tools.prepare.drops import write_drops
-from data_tools.prepare.plan import CLUSTER, DEDUP, READ, Plan
+from data_tools.prepare.plan import DEDUP, READ, Plan
 from data_tools.prepare.work import DROPS, EDGES, Work, signature_path
 
 
@@ -37,17 +36,6 @@ def dedup(work: Work, partition: int) -> None:
             _save(path, edges)
         record["edges"] = len(edges)
     work.finish(DEDUP, partition, record)
-
-
-def cluster(work: Work) -> None:
-    """Join the edges of all partitions to clusters, and drop all but the first document of each."""
-    partitions = dict(work.plan().stages())[DEDUP]
-    keys = near_duplicates(
-        np.load(work.output(DEDUP, partition, EDGES), allow_pickle=False) for partition in range(partitions)
-    )
-    with work.writing(work.output(CLUSTER, 0, DROPS)) as (path,):
-        write_drops(path, keys)
-    work.finish(CLUSTER, 0, {"near": len(keys)})
 
 
 def _signature_files(work: Work, plan: Plan) -> Iterator[Offsets]:

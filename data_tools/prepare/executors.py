@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,12 @@ def open_executor(name: str, workers: int) -> Iterator[Executor]:
         "include_dashboard": False,
         "object_store_memory": _RAY_STORE_BYTES,
     }
-    ray.init(address=address or "local", log_to_driver=False, **({} if address else own))
+    ray.init(
+        address=address or "local",
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        **({} if address else own),
+    )
     try:
         yield RayExecutor(ray)
     finally:

@@ -10,8 +10,8 @@ from typing import Any
 from data_tools.errors import DataError
 from data_tools.reading import InputFile, ReadOptions
 
-_SHARDS_WANTED = 16  # enough that workers share a small corpus
-_SMALLEST_SHARD, _LARGEST_SHARD = 16 << 20, 512 << 20  # bytes of text
+_SHARDS_WANTED = 32  # enough that workers share a small corpus evenly
+_SMALLEST_SHARD, _LARGEST_SHARD = 4 << 20, 512 << 20  # bytes of text
 _TASKS_WANTED = 32
 _SMALLEST_TASK, _LARGEST_TASK = 1 << 20, 64 << 20  # bytes of input
 _SMALLEST_BUCKET, _LARGEST_BUCKET = 16 << 20, 128 << 20  # bytes of text that are sorted in memory at once
@@ -40,7 +40,7 @@ class PrepareOptions:
     block_bytes: int = 1 << 20
     """Bytes of tokens in a block, about: a block ends with the document that reaches it."""
     shard_bytes: int | None = None
-    """Bytes of text per shard, about; a 16th of the input by default, within 16 and 512 MiB."""
+    """Bytes of text per shard, about; a 32nd of the input by default, within 4 and 512 MiB."""
 
     def check(self) -> None:
         """Raise a DataError for a value that makes no sense."""

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import argparse
 import errno
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import DataError
-from data_tools.prepare.dedup_task import cluster, dedup
-from data_tools.prepare.finish_task import RECORD_NAME, finish, publish
-from data_tools.prepare.gather_task import gather
+from data_tools.prepare.finish_task import RECORD_NAME, publish
 from data_tools.prepare.lock import hold_directory
-from data_tools.prepare.pack_task import pack
 from data_tools.prepare.plan import CLUSTER, DEDUP, FINISH, GATHER, PACK, READ
-from data_tools.prepare.read_task import read
 from data_tools.prepare.work import Work
 from data_tools.workers import WorkerPool
 
@@ -39,20 +36,19 @@ class Task:
 def run_task(task: Task) -> int:
     """Run a task; returns its number. Finished outputs of others are only read.
 
+    Stage "read" is the function `read` of module `read_task`, and so on; each is imported when it is needed.
+
     Raises:
         DataError: what the user can mend, a full disk included.
     """
-    single: dict[str, Callable[[], None]] = {
-        GATHER: lambda: gather(task.work, task.max_bad_fraction),
-        CLUSTER: lambda: cluster(task.work),
-        FINISH: lambda: finish(task.work),
-    }
-    many: dict[str, Callable[[Work, int], None]] = {READ: read, DEDUP: dedup, PACK: pack}
+    run = getattr(importlib.import_module(f"data_tools.prepare.{task.stage}_task"), task.stage)
     try:
-        if task.stage in single:
-            single[task.stage]()
+        if task.stage == GATHER:
+            run(task.work, task.max_bad_fraction)
+        elif task.stage in (CLUSTER, FINISH):
+            run(task.work)
         else:
-            many[task.stage](task.work, task.number)
+            run(task.work, task.number)
     except OSError as error:
         raise DataError(_explain(error, task)) from error
     return task.number

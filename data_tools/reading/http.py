@@ -6,10 +6,8 @@ and its `info` sends HEAD, which signed URLs forbid.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
-
-import fsspec
-from fsspec.asyn import sync
 
 from data_tools.errors import DataError
 from data_tools.reading.inputs import InputFile, Status
@@ -28,6 +26,7 @@ def file_system() -> Any:
         ImportError: aiohttp is missing.
     """
     import aiohttp
+    import fsspec
 
     # A file behind "Content-Encoding: gzip" must come as it is stored, and a long one may take hours.
     timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
@@ -57,7 +56,7 @@ def look_up(url: str) -> Status:
             raise DataError(f"{url}: its server does not tell its size: download it first")
         return Status(int(size), _version(answer), ranges)
 
-    status: Status = sync(files.loop, request)
+    status: Status = _sync(files.loop, request)
     return status
 
 
@@ -80,7 +79,7 @@ def fetch(file: InputFile, start: int, stop: int) -> bytes:
             data: bytes = await answer.content.readexactly(stop - start)
             return data
 
-    content: bytes = sync(files.loop, request)
+    content: bytes = _sync(files.loop, request)
     return content
 
 
@@ -103,11 +102,11 @@ class Stream:
             _check_version(file, answer)
             return answer
 
-        self._answer = sync(self._loop, request)
+        self._answer = _sync(self._loop, request)
 
     def read(self, size: int) -> bytes:
         """At least one byte and at most `size`, or b"" at the end."""
-        data: bytes = sync(self._loop, self._answer.content.read, size)
+        data: bytes = _sync(self._loop, self._answer.content.read, size)
         return data
 
     def close(self) -> None:
@@ -116,7 +115,7 @@ class Stream:
         async def close() -> None:
             self._answer.close()
 
-        sync(self._loop, close)
+        _sync(self._loop, close)
 
 
 def _range(start: int, stop: int) -> dict[str, str]:
@@ -130,3 +129,10 @@ def _version(answer: Any) -> str:
 def _check_version(file: InputFile, answer: Any) -> None:
     if _version(answer) != file.version:
         raise DataError(f"{file.url} changed while it was read: run again when it is complete")
+
+
+def _sync(loop: Any, function: Callable[..., Any], *arguments: object) -> Any:
+    """Run a coroutine function in fsspec's loop, which lives in a thread, and wait for it."""
+    from fsspec.asyn import sync
+
+    return sync(loop, function, *arguments)

@@ -11,8 +11,6 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-import fsspec
-
 from data_tools.errors import DataError
 from data_tools.reading import http
 from data_tools.reading.inputs import InputFile, Status
@@ -37,6 +35,8 @@ def file_system(url: str) -> Any:
     try:
         if protocol in http.PROTOCOLS:
             return http.file_system()
+        import fsspec
+
         return fsspec.filesystem(protocol)
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(protocol)

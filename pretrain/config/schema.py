@@ -136,9 +136,15 @@ class MaskingConfig(Section):
     """Masked language modelling (BERT only)."""
 
     mask_probability: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
-    """Share of tokens predicted; of these 80 % become [MASK], 10 % random, 10 % stay."""
+    """Share of tokens predicted."""
+    mask_token_share: Probability = 0.8
+    """Share of the predicted tokens that become [MASK]."""
+    random_token_share: Probability = 0.1
+    """Share of the predicted tokens that become a random one; the rest stays as it is."""
     short_sequence_probability: Probability = 0.1
+    """Share of samples that aim at a random shorter length."""
     whole_word: bool = True
+    """Predict all tokens of a word or none; false draws single tokens."""
 
 
 class RemoteConfig(Section):
@@ -169,6 +175,20 @@ class DataConfig(Section):
     corpora: Annotated[list[CorpusConfig], Field(min_length=1)]
     tokenizer: str | None = None
     """A tokenizer.model, tokenizer.json or vocabulary.json; null takes the one in the first corpus."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """GPT: `concat` cuts the row of all documents into samples. `best_fit` cuts only documents longer than a
+    sample and packs the rest whole, padded where nothing fits (Ding et al., 2024); it implies
+    reset_attention_mask and reset_position_ids."""
+    reset_attention_mask: bool = False
+    """GPT: no token attends to another document than its own."""
+    reset_position_ids: bool = False
+    """GPT: positions begin at 0 in every document."""
+    eod_mask_loss: bool = False
+    """GPT: the first token of a document is not predicted from the end of the one before it."""
+    sentence_pairs: Literal["nsp", "sop", "none"] = "nsp"
+    """BERT: `nsp` is the next sentence against text of another document (Devlin et al., 2019), `sop` against
+    the two in swapped order (Lan et al., 2020). `none` has one segment of a document and only predicts masked
+    tokens; it needs no sentence boundaries."""
     masking: MaskingConfig = MaskingConfig()
     verify_blocks: bool = True
     """Check the stored hash of each block when it is first read."""

@@ -26,7 +26,8 @@ def layout_problem(zero_stage: int, tensor_model_parallel_size: int, precision: 
 
 def problems_of(config: RunConfig, world_size: int | None = None) -> list[str]:
     """Every contradiction between sections; with `world_size` also those with the number of ranks."""
-    return _model_problems(config) + _corpora_problems(config) + job_problems(config, world_size)
+    data = _corpora_problems(config) + _objective_problems(config)
+    return _model_problems(config) + data + job_problems(config, world_size)
 
 
 def job_problems(config: JobConfig, world_size: int | None = None) -> list[str]:
@@ -95,6 +96,22 @@ def _corpora_problems(config: RunConfig) -> list[str]:
     limit = config.data.limit
     if limit and (limit.tokens is None) == (limit.samples is None):
         problems.append("data.limit: give either tokens or samples")
+    return problems
+
+
+def _objective_problems(config: RunConfig) -> list[str]:
+    data, problems = config.data, []
+    total = data.masking.mask_token_share + data.masking.random_token_share
+    if total > 1.0 + 1e-9:
+        problems.append(
+            f"data.masking: mask_token_share and random_token_share add up to {total:g}, more than all "
+            "predicted tokens"
+        )
+    others = ("packing", "reset_attention_mask", "reset_position_ids", "eod_mask_loss")
+    foreign, other = (("sentence_pairs",), "bert") if config.model.kind == "gpt" else (others, "gpt")
+    for key in foreign:
+        if getattr(data, key) != type(data).model_fields[key].default:
+            problems.append(f"data.{key} is for model.kind: {other}; remove it")
     return problems
 
 

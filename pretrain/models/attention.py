@@ -40,8 +40,8 @@ class SdpaCoreAttention(torch.nn.Module):
             query: [S, B, N, D]; key and value likewise.
             key: see query.
             value: see query.
-            attention_mask: [B, 1, 1, S] bool, True = may be attended to; None = all (or causal, by layer
-                type).
+            attention_mask: [B, 1, 1, S] or [B, 1, S, S] bool, True = may be attended to; None = all, or
+                causal, by layer type. A mask stands alone: for a causal layer it must be causal itself.
 
         Returns:
             [S, B, N * D], contiguous.
@@ -57,6 +57,5 @@ class SdpaCoreAttention(torch.nn.Module):
         return context.permute(2, 0, 1, 3).reshape(seq_length, batch, -1)
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=self.causal
-        )
+        causal = self.causal and mask is None
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)

@@ -32,7 +32,12 @@ class GPT(GPTModel):  # type: ignore[misc]
         self.model_config = model
 
     def forward(
-        self, tokens: Tensor, labels: Tensor | None = None, loss_mask: Tensor | None = None
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        loss_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Predict each next token.
 
@@ -40,14 +45,21 @@ class GPT(GPTModel):  # type: ignore[misc]
             tokens: [B, S] int64.
             labels: [B, S] int64, the token after each position; None asks for logits.
             loss_mask: [B, S] float, weight of each position; None counts all.
+            position_ids: [B, S] int, the learned position that each token gets; None counts from 0.
+            document_ids: [B, S] int, tokens attend only to those with the same number; None to all before.
 
         Returns:
             {"lm_loss": summed cross entropy, fp32 scalar}, or {"logits": [B, S, V / TP]} without labels.
         """
-        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+        positions = (
+            torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            if position_ids is None
+            else position_ids.long()
+        )
+        mask = None if document_ids is None else document_mask(document_ids)
         if labels is None:
-            return {"logits": super().forward(tokens, positions, None)}
-        losses = super().forward(tokens, positions, None, labels=labels)
+            return {"logits": super().forward(tokens, positions, mask)}
+        losses = super().forward(tokens, positions, mask, labels=labels)
         return {"lm_loss": (losses if loss_mask is None else losses * loss_mask).sum()}
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
@@ -62,3 +74,17 @@ class GPT(GPTModel):  # type: ignore[misc]
     def target_counts(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Predicted targets in a micro-batch, per loss."""
         return {"lm_loss": float(batch["loss_mask"].sum())}
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Causal attention within documents.
+
+    Args:
+        document_ids: [B, S] int, the same number for all tokens of a document.
+
+    Returns:
+        [B, 1, S, S] bool, True where the token of the row may attend to that of the column.
+    """
+    length = document_ids.shape[1]
+    same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
+    return same & torch.ones(length, length, dtype=torch.bool, device=same.device).tril()

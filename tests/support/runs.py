@@ -44,11 +44,11 @@ def tiny_run(kind: str, corpus: Path, run_dir: Path, steps: int = 16) -> list[st
     return ["--config", str(REPOSITORY / "configs" / kind / "tiny.yaml"), *overrides]
 
 
-def start(command: list[str]) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, output captured."""
+def start(command: list[str], variables: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, output captured; in `environment` unless another is given."""
     return subprocess.Popen(
         command,
-        env=environment(),
+        env=environment() if variables is None else variables,
         cwd=REPOSITORY,
         text=True,
         stdout=subprocess.PIPE,

@@ -319,7 +319,7 @@ def test_a_damaged_spill_file_is_named(
     tmp_path: Path, corpus_file: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(tasks, "pack", lambda work, number: 1 / 0)
+        patch.setattr("data_tools.prepare.pack_task.pack", lambda work, number: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare([corpus_file], tokenizer.path, tmp_path / "c", SMALL)
     spill = tmp_path / ".c.work" / "read-000000.spill"

@@ -10,10 +10,11 @@ import pytest
 
 from data_tools.errors import DataError
 from data_tools.prepare import PrepareOptions, prepare
-from data_tools.shard_format import Header, ShardWriter, load_manifest, write_manifest
+from data_tools.shard_format import load_manifest
 from data_tools.shard_reader import Block
 from data_tools.tokenizer import Tokenizer
-from data_tools.verify import broken_rules, verify_corpus
+from data_tools.verify import verify_corpus
+from data_tools.verify_shard import Rules, broken_rules
 from tests.unit.data_tools.support import make_texts, write_jsonl
 
 
@@ -95,10 +96,62 @@ def test_the_damaged_block_is_named_and_the_others_are_not(corpus: Path) -> None
     raw[manifest.layout(number).tok.offset + 7] ^= 1
     path.write_bytes(raw)
     problems = verify_corpus(corpus)
+    layout = manifest.layout(number)
+    place = f"{layout.tok.offset} to {layout.sent.offset + layout.sent.length}"
     assert problems == [
         f"shard {path} is damaged (hash differs)",
-        f"shard {path}, block 000001: the tokens are damaged (hash differs)",
+        f"shard {path}, block 000001: the tokens are damaged (hash differs), somewhere in bytes {place}",
     ]
+    assert verify_corpus(corpus, workers=2) == problems
+
+
+def test_the_damaged_byte_between_blocks_is_named(corpus: Path) -> None:
+    manifest = load_manifest(corpus / "train")
+    path = manifest.shard_path(0)
+    raw = path.read_bytes()
+    layout = manifest.layout(0)
+    places = {
+        3: "__meta__",
+        layout.doc.offset - 400: "the header of 000000.doc.bin",
+        layout.doc.offset + layout.doc.length: "the padding after 000000.doc.bin",
+        len(raw) - 1: "the end of the tar",
+    }
+    for position, name in places.items():
+        damaged = bytearray(raw)
+        damaged[position] ^= 8
+        path.write_bytes(damaged)
+        assert verify_corpus(corpus) == [
+            f"shard {path} is damaged (hash differs)",
+            f"shard {path}, byte {position}, in {name}: not what was written",
+        ]
+
+
+def test_a_cut_shard_names_the_first_block_that_is_lost(corpus: Path) -> None:
+    manifest = load_manifest(corpus / "train")
+    path = manifest.shard_path(0)
+    blocks = manifest.shards[0].blocks
+    path.write_bytes(path.read_bytes()[: manifest.layout(1).tok.offset + 10])
+    problems = verify_corpus(corpus)
+    assert "bytes, its manifest says" in problems[0]
+    assert f"block 000001 and those after it, {blocks - 1} in all, lie beyond the end" in problems[1]
+
+
+def test_provenance_of_other_documents_is_found(corpus: Path) -> None:
+    """Right hashes do not help: the rows must be about the documents of their shard."""
+    train = corpus / "train"
+    one, two = train / "train-00000.parquet", train / "train-00001.parquet"
+    one.write_bytes(two.read_bytes())
+    assert any(f"provenance {one}" in problem for problem in verify_corpus(corpus))
+    content = json.loads((train / "manifest.json").read_text())
+    content["shards"][0]["provenance"] = {**content["shards"][1]["provenance"], "path": one.name}
+    (train / "manifest.json").write_text(json.dumps(content))
+    assert f"provenance {one} is of other documents than its shard" in verify_corpus(corpus)
+
+
+def test_a_shard_that_no_manifest_lists_is_found(corpus: Path) -> None:
+    stranger = corpus / "train" / "train-00099.tar"
+    shutil.copy(corpus / "train" / "train-00000.tar", stranger)
+    assert verify_corpus(corpus) == [f"{stranger} is a shard that manifest.json does not list"]
 
 
 def test_swapped_shards_are_found(corpus: Path) -> None:
@@ -142,22 +195,7 @@ GOOD = {
         ({"sentence_counts": [3, 0]}, "a document or a sentence is empty"),
     ],
 )
-def test_rules_of_the_format(tmp_path: Path, change: dict[str, list[int]], rule: str | None) -> None:
-    header = Header(
-        corpus="c",
-        split="train",
-        created_by="t",
-        tokenizer_sha256="0" * 64,
-        vocab_size=50,
-        eod_id=5,
-        sentences=True,
-        seed=0,
-    )
-    with ShardWriter(tmp_path / "train-00000.tar", header, 0) as writer:
-        writer.write_block(
-            GOOD["tokens"], GOOD["document_lengths"], (GOOD["sentence_counts"], GOOD["sentence_lengths"])
-        )
-    write_manifest(tmp_path, header, [(writer.info, writer.rows)])
+def test_rules_of_the_format(change: dict[str, list[int]], rule: str | None) -> None:
     block = Block(**{key: np.array(value, dtype=np.uint32) for key, value in (GOOD | change).items()})
-    found = list(broken_rules(block, load_manifest(tmp_path), reserved=(0, 2, 3, 4, 5)))
+    found = list(broken_rules(block, Rules(50, 5, (0, 2, 3, 4, 5))))
     assert found == [] if rule is None else any(rule in line for line in found)
