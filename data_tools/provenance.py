@@ -12,15 +12,19 @@ Written in row groups of a few thousand rows, so neither writer nor reader needs
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
+from data_tools.errors import DataError
 from data_tools.shard_layout import FileInfo
 
 _SCHEMA = pa.schema(
@@ -109,3 +113,41 @@ def read_provenance(path: Path) -> Iterator[Origin]:
         for batch in file.iter_batches():
             columns = (batch.column(name).to_pylist() for name in Origin._fields)
             yield from (Origin(*row) for row in zip(*columns, strict=True))
+
+
+def origin_of(path: Path, row: int) -> Origin:
+    """Read one row; only its row group is read.
+
+    Raises:
+        DataError: the file cannot be read, or has no such row.
+    """
+    with _open(path) as file:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if row < rows:
+                return Origin(**file.read_row_group(group).slice(row, 1).to_pylist()[0])
+            row -= rows
+    raise DataError(f"provenance {path} ends early: `headwater data verify` shows what is damaged")
+
+
+def find_ids(path: Path, document_id: str) -> Iterator[int]:
+    """Yield the rows with this id; only the column of ids is read.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    first = 0
+    with _open(path) as file:
+        for batch in file.iter_batches(columns=["id"]):
+            hits = np.flatnonzero(pc.equal(batch.column("id"), document_id).to_numpy(zero_copy_only=False))
+            yield from (first + hits).tolist()
+            first += batch.num_rows
+
+
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"cannot read the provenance {path}: {error}") from error

@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from data_tools.errors import DataError
-from data_tools.reading import Chunk, InputFile, chunk_digest
+from data_tools.reading import Chunk, InputFile, chunk_digest, public_name
 
 
 def input_entries(files: Sequence[InputFile], digests: Iterable[tuple[int, bytes]]) -> list[dict[str, Any]]:
@@ -30,7 +30,12 @@ def input_entries(files: Sequence[InputFile], digests: Iterable[tuple[int, bytes
     for index, digest in digests:
         of_file[index].append(digest)
     return [
-        {"url": file.url, "size": file.size, "version": file.version, "xxh3_128": _joined(of_file[index])}
+        {
+            "url": public_name(file.url),
+            "size": file.size,
+            "version": file.version,
+            "xxh3_128": _joined(of_file[index]),
+        }
         for index, file in enumerate(files)
     ]
 
@@ -57,6 +62,7 @@ def check_record(
     files: Sequence[InputFile],
     chunks: Sequence[Chunk],
     output: object,
+    advice: str = "remove it or choose another --out",
 ) -> None:
     """Check that an existing output was made from these options and inputs.
 
@@ -66,11 +72,11 @@ def check_record(
         files: the inputs of this run.
         chunks: what they are cut into; the same as when the record was made, if they have the same sizes.
         output: what the message calls the output.
+        advice: what the user can do.
 
     Raises:
         DataError: it was not; names the first difference.
     """
-    advice = "remove it or choose another --out"
     made = record["options"]
     for key in sorted(made.keys() | options.keys()):
         if made.get(key) != options.get(key):
@@ -82,10 +88,12 @@ def check_record(
             f"{output} was made from {len(record['inputs'])} input files, not {len(files)}: {advice}"
         )
     for index, (entry, file) in enumerate(zip(record["inputs"], files, strict=True)):
-        if (file.size, file.version) == (entry["size"], entry["version"]):
+        same_place = entry["url"] in (file.url, public_name(file.url))
+        if same_place and file.version and (file.size, file.version) == (entry["size"], entry["version"]):
             continue
         parts = (chunk_digest(chunk) for chunk in chunks if chunk.file_index == index)
-        if file.size != entry["size"] or _joined(parts) != entry.get("xxh3_128"):
+        made_from = entry.get("xxh3_128")  # None: nothing to compare with; then do not read the file for it
+        if made_from is None or file.size != entry["size"] or _joined(parts) != made_from:
             raise DataError(f"{output} was made from another {Path(file.url).name} than {file.url}: {advice}")
 
 

@@ -11,7 +11,15 @@ import xxhash
 from data_tools.documents import BadRecord, ReadCounts
 from data_tools.errors import DataError
 from data_tools.progress import Progress
-from data_tools.reading import Chunk, InputFile, Intake, ReadOptions, plan_chunks, read_chunk
+from data_tools.reading import (
+    Chunk,
+    InputFile,
+    Intake,
+    ReadOptions,
+    check_fraction,
+    plan_chunks,
+    read_chunk,
+)
 
 _SEEN_FACTOR = 4
 _CHUNKS = 256
@@ -53,6 +61,9 @@ class SampleOptions:
     seed: int
     max_bad_fraction: float = 0.01
 
+    def __post_init__(self) -> None:
+        check_fraction(self.max_bad_fraction)
+
 
 def sample_chunks(files: Sequence[InputFile], options: SampleOptions) -> list[Chunk]:
     """Cut the inputs so small that a sample meets a few hundred places of them."""
@@ -70,20 +81,20 @@ def draw_sample(chunks: Sequence[Chunk], options: SampleOptions) -> TextSample:
         DataError: too many bad records, documents without text, or none at all.
     """
     kept = _SmallestHashes(options)
-    read: list[tuple[int, ReadCounts, list[BadRecord]]] = []
+    read: list[tuple[int, ReadCounts, BadRecord | None]] = []
     goal = _SEEN_FACTOR * options.max_bytes
     seen = 0
     with Progress("read", sum(chunk.cost for chunk in chunks)) as progress:
         for index in _shuffled(chunks, options.seed):
-            counts, bad = ReadCounts(), []
+            counts, first_bad = ReadCounts(), None
             for item in read_chunk(chunks[index], options.read, counts):
                 if isinstance(item, BadRecord):
-                    bad.append(item)
+                    first_bad = first_bad or item
                     continue
                 if item.tokens is not None:
                     raise DataError(f"{chunks[index].file.url}: its documents are token ids, not text")
                 seen += kept.offer((index, item.position), item.text)
-            read.append((index, counts, bad))
+            read.append((index, counts, first_bad))
             progress.add(chunks[index].cost, counts.documents)
             if seen >= goal:
                 break
@@ -137,7 +148,7 @@ def _shuffled(chunks: Sequence[Chunk], seed: int) -> Iterator[int]:
 
 def _check_intake(
     chunks: Sequence[Chunk],
-    read: Sequence[tuple[int, ReadCounts, list[BadRecord]]],
+    read: Sequence[tuple[int, ReadCounts, BadRecord | None]],
     whole: bool,
     max_bad_fraction: float,
 ) -> ReadCounts:
@@ -147,12 +158,11 @@ def _check_intake(
         DataError: too many bad records; names the first, by its number only where that is known.
     """
     intake = Intake()
-    for index, counts, bad in read:
-        intake.add(chunks[index], counts, bad)
+    for index, counts, first_bad in read:
+        intake.add(chunks[index], counts, first_bad)
     if whole:
         intake.check(max_bad_fraction)
-    elif intake.counts.bad > max_bad_fraction * intake.counts.records:
-        first = intake.bad_records[0]
+    elif (first := intake.first_bad) and intake.counts.bad > max_bad_fraction * intake.counts.records:
         raise DataError(
             f"{intake.counts.bad} of {intake.counts.records} records hold no document, more than "
             f"--max-bad-fraction {max_bad_fraction:g}; the first is at byte or row {first.position} of "

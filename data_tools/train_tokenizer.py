@@ -36,6 +36,7 @@ from data_tools.tokenizer import (
     SentencePieceTokenizer,
     load_tokenizer,
 )
+from data_tools.tokenizer.interface import SURROGATE
 from data_tools.tokenizer_report import TokenizerReport, report_on
 
 MODEL_TYPES = ("unigram", "bpe")
@@ -162,11 +163,13 @@ def _check_options(options: TokenizerOptions) -> None:
         if (
             not symbol
             or re.search(rf"[\s\0{WORD_BOUNDARY}]", symbol)
+            or SURROGATE.search(symbol)
             or symbol in SPECIAL_PIECES
             or byte_piece
         ):
             raise DataError(
-                f"--user-symbols {symbol!r}: must be text without white space, and no special or byte piece"
+                f"--user-symbols {symbol!r}: must be UTF-8 text without white space, and no special or byte "
+                "piece"
             )
     if len(set(options.user_symbols)) < len(options.user_symbols):
         raise DataError("--user-symbols: one is named twice")

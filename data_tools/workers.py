@@ -66,12 +66,6 @@ class WorkerPool:
             ) from error
 
 
-def map_in_order(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """`WorkerPool.map` with processes for this call alone."""
-    with WorkerPool(min(workers, max(len(tasks), 1))) as pool:
-        yield from pool.map(function, tasks)
-
-
 def _begin() -> None:
     """Leave Ctrl-C to the parent, and end with it even when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

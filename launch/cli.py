@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -72,6 +74,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(
             f"`headwater {words[0]}` needs the package {missing!r}; pip install '{wanted}' brings it"
         )
+    except BrokenPipeError:  # `headwater ... | head` has seen enough
+        os.dup2(
+            os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+        )  # so that the exit does not flush into it
+        return 128 + signal.SIGPIPE
     except Exception as error:
         # ConfigError, DataError and their kin carry the exit code; all else is a crash with its traceback.
         exit_code = getattr(error, "exit_code", None)

@@ -39,6 +39,11 @@ class Cleaner:
             if (section := getattr(config, name)) is not None
         }
 
+    @property
+    def redacts(self) -> bool:
+        """Whether reports may show documents only after `redact`: the step `pii` is on."""
+        return "pii" in self._steps
+
     def clean(self, text: str) -> Outcome:
         """Clean a document: a pure function of the text and the configuration."""
         language = ""
@@ -60,6 +65,13 @@ class Cleaner:
         return Funnel(self._on, self.redact)
 
     def redact(self, text: str) -> str:
-        """A text as a report may show it: without personal data where the step `pii` is on."""
-        scrub = self._steps.get("pii")
-        return text if scrub is None else scrub(text).text
+        """A text as a report may show it: without personal data where the step `pii` is on.
+
+        A text whose personal data only its repair makes recognisable is shown repaired.
+        """
+        scrub, repair = self._steps.get("pii"), self._steps.get("unicode")
+        if scrub is None:
+            return text
+        if repair is not None and (repaired := scrub(repair(text).text)).changes:
+            return repaired.text
+        return scrub(text).text

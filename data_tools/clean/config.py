@@ -10,12 +10,16 @@ Thresholds default to the published ones; null switches a single rule off. Sourc
 
 from __future__ import annotations
 
+import hashlib
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import xxhash
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
 
+from data_tools.clean.languages import LANGUAGES
 from data_tools.dedup.config import DedupConfig
 from data_tools.errors import DataError
 
@@ -24,6 +28,20 @@ NGramWords = Annotated[int, Field(gt=0, strict=False)]
 """A key of a mapping: not strict, since JSON has only text for keys."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Ratio = Annotated[float, Field(ge=0.0)]
+_MIN_SALT_CHARACTERS = 16
+
+
+def _known_language(code: str) -> str:
+    if code not in LANGUAGES:
+        raise PydanticCustomError(
+            "unknown_language",
+            'lid.176 does not know this language; its codes ("en", "de", "zh", ...) stand in '
+            "https://fasttext.cc/docs/en/language-identification.html",
+        )
+    return code
+
+
+Language = Annotated[str, AfterValidator(_known_language)]
 PiiKind = Literal["secret", "email", "iban", "credit_card", "ip", "phone"]
 
 
@@ -45,8 +63,8 @@ class UnicodeConfig(Section):
 class LanguageConfig(Section):
     """Language identification with fastText's lid.176 (Joulin et al. 2016, arXiv:1607.01759)."""
 
-    keep: list[str] | None = None
-    """ISO 639 codes of the languages to keep; null keeps all and only records the language."""
+    keep: list[Language] | None = None
+    """Codes (ISO 639, those of lid.176) of the languages to keep; null keeps all and only records them."""
     threshold: Fraction = 0.65
     """Least probability of the best language; FineWeb's value. Not looked at where `keep` is null."""
     sample_characters: PositiveInt = 1000
@@ -147,7 +165,8 @@ class PiiConfig(Section):
     mode: Literal["replace", "tag"] = "replace"
     """`replace`: a stand-in of the same kind that belongs to nobody; `tag`: <EMAIL>, <PHONE>..."""
     salt: str = ""
-    """Key of the stand-ins: the same salt and match give the same stand-in. Keep it secret."""
+    """Key of the stand-ins: the same salt and match give the same stand-in. Keep it secret: whoever has it
+    can check a guess. At least 16 random characters."""
 
 
 class DecontaminationConfig(Section):
@@ -185,17 +204,29 @@ class CleanConfig(Section):
     def identity(self) -> dict[str, Any]:
         """What the result depends on, ready for JSON: files stand there by content, the salt by its hash.
 
+        It is published with the corpus, so the salt's hash is one that is slow to guess against.
+
         Raises:
             DataError: a file that the configuration names cannot be read.
         """
         identity: dict[str, Any] = self.model_dump(mode="json", exclude_none=True)
         if self.pii is not None:
-            identity["pii"]["salt"] = xxhash.xxh3_128_hexdigest(self.pii.salt.encode())
+            identity["pii"]["salt"] = _salt_hash(self.pii.salt)
         if self.decontamination is not None:
             identity["decontamination"]["files"] = sorted(map(_digest, self.decontamination.files))
         if self.quality is not None and self.quality.c4 is not None and self.quality.c4.bad_words is not None:
             identity["quality"]["c4"]["bad_words"] = _digest(self.quality.c4.bad_words)
         return identity
+
+    def warnings(self) -> list[str]:
+        """What is allowed and yet unwise, a sentence each."""
+        pii = self.pii
+        if pii is None or pii.mode != "replace" or len(pii.salt) >= _MIN_SALT_CHARACTERS:
+            return []
+        return [
+            f"pii.salt has {len(pii.salt)} characters: whoever guesses it can find out what the stand-ins "
+            f"replace; set at least {_MIN_SALT_CHARACTERS} random ones and keep them secret"
+        ]
 
 
 def read_input(path: str) -> bytes:
@@ -208,6 +239,12 @@ def read_input(path: str) -> bytes:
         return Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"cannot read {path}, named by the cleaning config: {error.strerror}") from error
+
+
+@cache
+def _salt_hash(salt: str) -> str:
+    """The salt's scrypt hash (RFC 7914), which costs 16 MB and some 0.1 s for each guess."""
+    return hashlib.scrypt(salt.encode(), salt=b"headwater.pii.salt", n=2**14, r=8, p=1, dklen=32).hex()
 
 
 def _digest(path: str) -> str:

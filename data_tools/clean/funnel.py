@@ -36,7 +36,7 @@ class Funnel:
 
         Args:
             steps: names of the steps that are on, in order (`CleanConfig.steps`).
-            redact: applied to a text before a part of it is shown as a sample (`Cleaner.redact`).
+            redact: applied to a text, an id and a source before a sample shows them (`Cleaner.redact`).
         """
         self.steps = tuple(steps)
         self._redact = redact
@@ -137,7 +137,7 @@ class Funnel:
         digest = _digest(document.text)
         if self._samples.wants(group, digest):
             shown = self._shown(document.text)
-            self._samples.add(group, _sample(document, digest, outcome.detail, _excerpt(shown, 0), ""))
+            self._samples.add(group, self._sample(document, digest, outcome.detail, _excerpt(shown, 0), ""))
 
     def _sample_changed(self, step: str, document: Document, cleaned: str) -> None:
         group, digest = ("changed", step, ""), _digest(document.text)
@@ -146,10 +146,15 @@ class Funnel:
         before, after = self._shown(document.text), cleaned[:_MAX_SAMPLED_CHARACTERS]
         if before == after:  # all that changed is what a report may not show
             at = len(commonprefix([document.text, cleaned]))
-            self._samples.add(group, _sample(document, digest, "", "", _excerpt(after, at)))
+            before_excerpt = ""
         else:
             at = len(commonprefix([before, after]))
-            self._samples.add(group, _sample(document, digest, "", _excerpt(before, at), _excerpt(after, at)))
+            before_excerpt = _excerpt(before, at)
+        self._samples.add(group, self._sample(document, digest, "", before_excerpt, _excerpt(after, at)))
+
+    def _sample(self, document: Document, digest: str, detail: str, before: str, after: str) -> Sample:
+        source, name = self._redact(document.source), self._redact(document.id)
+        return Sample(digest, source, name, document.position, detail, before, after)
 
     def _shown(self, text: str) -> str:
         return self._redact(text[:_MAX_SAMPLED_CHARACTERS])
@@ -165,6 +170,21 @@ class Funnel:
 
     def _edits_of(self, step: str) -> list[str]:
         return [name for name in self._tally.below("edits") if name.partition(".")[0] == step]
+
+
+def publish_funnel(funnel: dict[str, Any]) -> dict[str, Any]:
+    """A funnel (`Funnel.to_json`) for a corpus: without the samples' hashes, which would confirm a guess.
+
+    It is for people; `Funnel.from_json` refuses it.
+    """
+    samples = [
+        {
+            **group,
+            "documents": [{key: one[key] for key in one if key != "hash"} for one in group["documents"]],
+        }
+        for group in funnel["samples"]
+    ]
+    return {**funnel, "samples": samples}
 
 
 def _counts_of(data: dict[str, Any]) -> Iterable[tuple[tuple[str, ...], int]]:
@@ -184,10 +204,6 @@ def _counts_of(data: dict[str, Any]) -> Iterable[tuple[tuple[str, ...], int]]:
     for name in ("characters_in", "characters_out"):
         for key, count in data[name].items():
             yield (name, key), count
-
-
-def _sample(document: Document, digest: str, detail: str, before: str, after: str) -> Sample:
-    return Sample(digest, document.source, document.id, document.position, detail, before, after)
 
 
 def _excerpt(text: str, at: int) -> str:

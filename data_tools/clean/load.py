@@ -27,6 +27,8 @@ def load_clean_config(path: Path) -> CleanConfig:
         raise DataError(f"cannot read the cleaning config {path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not valid YAML: {error}") from error
+    if data is None:
+        raise DataError(f"{path} is empty: name at least one cleaning step (configs/data has examples)")
     if not isinstance(data, dict):
         raise DataError(f"{path}: the top level must be a mapping of steps")
     try:
@@ -62,7 +64,10 @@ def _describe(problem: ErrorDetails) -> str:
         return f"{name}: unknown key; {hint}"
     if problem["type"] == "missing":
         return f"{name}: missing"
-    return f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]} (got {problem['input']!r})"
+    hint = ""
+    if problem["type"] == "string_type" and isinstance(problem["input"], bool):
+        hint = '; YAML reads no, off, yes and on as true or false: quote it, as in "no"'
+    return f"{name}: {problem['msg'][0].lower()}{problem['msg'][1:]} (got {problem['input']!r}){hint}"
 
 
 def _keys_at(location: Sequence[str | int]) -> list[str]:

@@ -18,13 +18,13 @@ class Sample:
     """A document to show.
 
     Attributes:
-        hash: xxh3_128 of its text; the samples of a group are those with the smallest.
-        source: as in `Document`.
-        id: as in `Document`.
+        hash: xxh3_128 of its text; the samples of a group are those with the smallest. Not to be published.
+        source: as in `Document`, redacted.
+        id: as in `Document`, redacted.
         position: as in `Document`.
         detail: the measured value that dropped it.
-        before: how it begins or, where it was edited, what stood around the first difference; "" where only
-            personal data differ.
+        before: how it begins or, where it was edited, what stood around the first difference; "" where all
+            that differs may not be shown.
         after: what stands there now; "" for a dropped document.
     """
 

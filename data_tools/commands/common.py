@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 from typing import TYPE_CHECKING
+
+from data_tools.errors import DataError
 
 if TYPE_CHECKING:
     from data_tools.reading import ReadOptions
@@ -53,6 +56,18 @@ def read_options(arguments: argparse.Namespace, token_key: str = "") -> ReadOpti
         source_key=arguments.source_key,
         token_key=token_key,
     )
+
+
+def bytes_of_mb(option: str, megabytes: float) -> int:
+    """The bytes that an option in MB asks for.
+
+    Raises:
+        DataError: it is negative, no number, or infinite.
+    """
+    size = megabytes * 1e6
+    if not 0 < size < math.inf:
+        raise DataError(f"{option} must be larger than 0 and finite, not {megabytes:g}")
+    return int(size)
 
 
 def state(fresh: bool) -> str:

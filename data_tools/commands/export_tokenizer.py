@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from data_tools.commands.common import add_input_arguments, read_options
+from data_tools.commands.common import add_input_arguments, bytes_of_mb, read_options
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
 
     sampling = SampleOptions(
         read=read_options(arguments),
-        max_bytes=int(arguments.sample_mb * 1e6),
+        max_bytes=bytes_of_mb("--sample-mb", arguments.sample_mb),
         seed=arguments.seed,
         max_bad_fraction=arguments.max_bad_fraction,
     )

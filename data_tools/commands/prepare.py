@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_tools.commands.common import add_input_arguments, read_options, state
+from data_tools.errors import DataError
 
 if TYPE_CHECKING:
     from data_tools.prepare import Plan
@@ -93,6 +94,8 @@ def run(arguments: argparse.Namespace) -> None:
     tokenizer = load_tokenizer(arguments.tokenizer)
     plan = make_plan(arguments.input, options, tokenizer)
     if arguments.executor == "slurm":
+        if arguments.task_index:
+            raise DataError("--task-index does not go with --executor slurm: the array numbers its own tasks")
         _submit(plan, tokenizer.path, arguments)
         return
     with _stoppable(), open_executor(arguments.executor, arguments.workers) as executor:
@@ -127,7 +130,10 @@ def _stoppable() -> Iterator[None]:
 def _clean(path: Path) -> dict[str, Any]:
     from data_tools.clean import load_clean_config
 
-    return load_clean_config(path).model_dump(mode="json")
+    config = load_clean_config(path)
+    for warning in config.warnings():
+        print(f"headwater: warning: {warning}", file=sys.stderr)
+    return config.model_dump(mode="json")
 
 
 def _submit(plan: Plan, tokenizer: Path, arguments: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from data_tools.commands.common import add_input_arguments, read_options, state
+from data_tools.commands.common import add_input_arguments, bytes_of_mb, read_options, state
 from data_tools.errors import DataError
 
 
@@ -70,7 +70,7 @@ def _train(arguments: argparse.Namespace) -> None:
         character_coverage=arguments.character_coverage,
         byte_fallback=arguments.byte_fallback,
         user_symbols=tuple(arguments.user_symbols),
-        max_train_bytes=int(arguments.max_train_mb * 1e6),
+        max_train_bytes=bytes_of_mb("--max-train-mb", arguments.max_train_mb),
         read=read_options(arguments),
         seed=arguments.seed,
     )
@@ -89,6 +89,8 @@ def _write_vocabulary(arguments: argparse.Namespace) -> None:
 
     if arguments.input:
         raise DataError("--integers takes no --input: the ids are those that the documents bring")
+    if arguments.vocab_size is None and not arguments.symbols:
+        raise DataError("--integers needs --vocab-size, the number of ids without the special ones")
     count = arguments.vocab_size if arguments.vocab_size is not None else len(arguments.symbols)
     vocabulary, fresh = new_vocabulary(arguments.out, count, arguments.symbols)
     special = ", ".join(f"{role} {vocabulary.require(role, purpose='')[0]}" for role in APPENDED)

@@ -10,7 +10,10 @@ The documents to drop are the union of what 2 and 3 give. Memory is bounded by t
 chunk (`signatures`), by the size of a partition, and in step 3 by the number of documents that have a near
 duplicate (`duplicates`); never by the size of the corpus.
 
-Measured on one core (AMD EPYC, docs of 3 kB): see `docs/data-cleaning.md`.
+Measured on one core of a shared 2-core machine, on Python sources cut to documents of 3 kB: step 1 takes 130
+MB/s for exact duplicates and 23 to 30 MB/s with near ones (9 MB/s on documents of 300 bytes). A million
+documents, 14 million band records, take 8 s in step 2 and, if 0.8 million of them have a near duplicate, 7 s
+in step 3.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ set of records: neither their order nor how they are cut into partitions matters
 Memory: `exact_duplicates` and `near_edges` take about twice the size of their partition's records. A hash
 that very many documents share costs no more than others: a group of n gives n - 1 edges, a star, not n^2.
 `near_duplicates` holds one edge (56 bytes) per document that has a near duplicate and the edges that it has
-taken in since it last reduced them, about 300 bytes per such document at its peak, whatever the number of
-bands and partitions.
+taken in since it last reduced them, 550 bytes per such document at its peak (measured: 440 MB for 800,000),
+whatever the number of bands and partitions.
 """
 
 from __future__ import annotations

@@ -11,9 +11,9 @@ run         all stages, here or with other processes
 from data_tools.prepare.executors import open_executor, prepare
 from data_tools.prepare.finish_task import RECORD_NAME
 from data_tools.prepare.gather_task import QUARANTINE_NAME
-from data_tools.prepare.options import PrepareOptions
+from data_tools.prepare.options import PrepareOptions, RunOptions
 from data_tools.prepare.plan import Plan, make_plan
-from data_tools.prepare.run import Prepared, RunOptions, run_plan
+from data_tools.prepare.run import Prepared, run_plan
 
 __all__ = [
     "QUARANTINE_NAME",

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from data_tools.prepare.work import load_array
+
 _KEY_BYTES = 16
 
 
@@ -23,9 +25,7 @@ class Drops:
 
     def __init__(self, paths: Sequence[Path]) -> None:
         """Open files of `write_drops`."""
-        self._files: list[npt.NDArray[np.uint64]] = [
-            np.load(path, mmap_mode="r" if path.stat().st_size > 256 else None) for path in paths
-        ]
+        self._files: list[npt.NDArray[np.uint64]] = [load_array(path, mapped=True) for path in paths]
 
     def between(self, part: int, parts: int) -> set[bytes]:
         """Keys whose first 64 bits lie in the given one of so many equal ranges."""

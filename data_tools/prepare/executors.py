@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError
-from data_tools.prepare.options import PrepareOptions
+from data_tools.prepare.options import PrepareOptions, RunOptions
 from data_tools.prepare.plan import make_plan
-from data_tools.prepare.run import Executor, Prepared, RunOptions, run_plan
+from data_tools.prepare.run import Executor, Prepared, run_plan
 from data_tools.prepare.tasks import Task, run_task
 from data_tools.tokenizer import load_tokenizer
 from data_tools.workers import WorkerPool

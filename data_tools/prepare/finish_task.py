@@ -10,7 +10,7 @@ import numpy as np
 from data_tools.errors import DataError
 from data_tools.prepare.pack_task import shard_header, shard_split
 from data_tools.prepare.plan import DEDUP, FINISH, GATHER, PACK, Plan
-from data_tools.prepare.work import PROVENANCE, ROWS, SHARD, TEMPORARY, Work
+from data_tools.prepare.work import PROVENANCE, ROWS, SHARD, TEMPORARY, Work, load_array
 from data_tools.provenance import provenance_name
 from data_tools.publish import fsync_directory, fsync_tree, write_json
 from data_tools.shard_format import SPLITS, Header, Manifest, ShardInfo, load_manifest, write_manifest
@@ -44,12 +44,21 @@ def finish(work: Work) -> None:
         "options": plan.identity(),
         "inputs": gathered["inputs"],
         "records": gathered["counts"],
-        "funnel": gathered["funnel"],
+        "funnel": _published(gathered["funnel"]),
         "duplicates": _duplicates(work, plan, packed),
         "splits": splits,
     }
     write_json(work.corpus / RECORD_NAME, record)
     work.finish(FINISH, 0, {})
+
+
+def _published(funnel: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The funnel without what must not leave the work directory."""
+    if funnel is None:
+        return None
+    from data_tools.clean import publish_funnel
+
+    return publish_funnel(funnel)
 
 
 def publish(work: Work, out: Path) -> None:
@@ -78,7 +87,7 @@ def _finish_split(work: Work, header: Header, numbers: list[int], packed: list[d
         entry = packed[number]["shard"]
         provenance = {**entry["provenance"], "path": provenance_name(name)}
         info = ShardInfo.from_json({**entry, "path": name, "provenance": provenance})
-        rows = np.load(work.output(PACK, number, ROWS))
+        rows = load_array(work.output(PACK, number, ROWS))
         rows["shard"] = index
         shards.append((info, rows))
     write_manifest(directory, header, shards)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
@@ -11,7 +10,7 @@ import orjson
 from data_tools.documents import BadRecord, ReadCounts
 from data_tools.errors import DataError
 from data_tools.prepare.plan import GATHER, READ
-from data_tools.prepare.work import Work
+from data_tools.prepare.work import BAD, Work
 from data_tools.reading import Chunk, Intake
 from data_tools.record import input_entries
 
@@ -33,9 +32,14 @@ def gather(work: Work, max_bad_fraction: float) -> None:
     with work.writing(target) as (path,), path.open("wb") as quarantine:
         for number in range(len(plan.read_tasks)):
             record = work.finished(READ, number)
-            for chunk, entry, bad in add_task(intake, plan.chunks(number), record):
-                quarantine.writelines(orjson.dumps(asdict(one)) + b"\n" for one in bad)
-                digests.append((chunk.file_index, bytes.fromhex(entry["digest"])))
+            chunks = plan.chunks(number)
+            with work.output(READ, number, BAD).open("rb") as bad:
+                for chunk, entry in zip(chunks, record["chunks"], strict=True):
+                    _add_chunk(intake, chunk, entry)
+                    for _ in range(entry["counts"]["bad"]):
+                        numbered = intake.number(BadRecord(**orjson.loads(bad.readline())))
+                        quarantine.write(orjson.dumps(asdict(numbered)) + b"\n")
+                    digests.append((chunk.file_index, bytes.fromhex(entry["digest"])))
             text_bytes += record["text_bytes"]
             if record["funnel"] is not None:
                 funnels.append(record["funnel"])
@@ -58,18 +62,15 @@ def gather(work: Work, max_bad_fraction: float) -> None:
     )
 
 
-def add_task(
-    intake: Intake, chunks: list[Chunk], record: dict[str, Any]
-) -> Iterator[tuple[Chunk, dict[str, Any], list[BadRecord]]]:
-    """Add a reading task's record to `intake`.
-
-    Yields:
-        Each chunk, its entry in the record, and its bad records, numbered by file.
-    """
+def add_task(intake: Intake, chunks: list[Chunk], record: dict[str, Any]) -> None:
+    """Add a reading task's record to `intake`."""
     for chunk, entry in zip(chunks, record["chunks"], strict=True):
-        before = len(intake.bad_records)
-        intake.add(chunk, ReadCounts(**entry["counts"]), [BadRecord(**bad) for bad in entry["bad"]])
-        yield chunk, entry, intake.bad_records[before:]
+        _add_chunk(intake, chunk, entry)
+
+
+def _add_chunk(intake: Intake, chunk: Chunk, entry: dict[str, Any]) -> None:
+    first = entry["first_bad"]
+    intake.add(chunk, ReadCounts(**entry["counts"]), BadRecord(**first) if first is not None else None)
 
 
 def _merged(funnels: list[dict[str, Any]]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def hold_directory(path: Path, shared: bool) -> Iterator[Hold]:
 def _try(path: Path, modes: Sequence[int]) -> Hold | None:
     """Lock a directory in the first mode that is possible now; None if none is."""
     while True:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)  # a plan may hold a secret salt
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         except FileNotFoundError:  # its owner removed it meanwhile

@@ -15,7 +15,7 @@ _SMALLEST_SHARD, _LARGEST_SHARD = 4 << 20, 512 << 20  # bytes of text
 _TASKS_WANTED = 32
 _SMALLEST_TASK, _LARGEST_TASK = 1 << 20, 64 << 20  # bytes of input
 _SMALLEST_BUCKET, _LARGEST_BUCKET = 16 << 20, 128 << 20  # bytes of text that are sorted in memory at once
-_SMALLEST_SEGMENT, _LARGEST_SEGMENT = 64 << 20, 512 << 20  # bytes of text that a reading task keeps in memory
+_SMALLEST_SEGMENT, _LARGEST_SEGMENT = 32 << 20, 512 << 20  # bytes of text that a reading task keeps in memory
 _SIGNATURE_BYTES = 256 << 20  # bytes of text whose signatures make one partition
 _MOST_BUCKETS, _MOST_SEGMENTS, _MOST_PARTITIONS = 1 << 16, 1 << 14, 1 << 10  # a file notes where each begins
 _EXPANSION = 4  # bytes of text in a byte of compressed input, about
@@ -63,6 +63,32 @@ class PrepareOptions:
         return cls(**{**content, "read": ReadOptions(**content["read"])})
 
 
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """What does not change the result.
+
+    Attributes:
+        index: number of this process, from 0, among those that share the tasks and run at the same time.
+        count: number of these processes.
+        max_bad_fraction: give up if more of the records hold no document.
+        restart: throw unfinished work away that belongs to another plan.
+    """
+
+    index: int = 0
+    count: int = 1
+    max_bad_fraction: float = 0.01
+    restart: bool = False
+
+    def __post_init__(self) -> None:
+        if self.count < 1 or not 0 <= self.index < self.count:
+            raise DataError(
+                f"--task-index counts from 0 and must be less than --task-count, not {self.index} of "
+                f"{self.count}"
+            )
+        if not 0.0 <= self.max_bad_fraction <= 1.0:  # nan neither
+            raise DataError(f"--max-bad-fraction must lie in [0, 1], not {self.max_bad_fraction:g}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
     """Numbers that follow from the options and the size of the inputs.
@@ -99,8 +125,11 @@ class Sizes:
 def plan_sizes(files: Sequence[InputFile], options: PrepareOptions) -> Sizes:
     """Derive the sizes; a pure function of its arguments.
 
-    Up to a terabyte of text the memory of a task does not depend on its amount: 64 MiB of text in a reading
-    task and 16 MiB in a packing task. Beyond, both grow, to 512 and 128 MiB, so that spill files stay
+    Raises:
+        DataError: shards would be too small and too many.
+
+    Up to half a terabyte of text the memory of a task does not depend on its amount: 32 MiB of text in a
+    reading task and 16 MiB in a packing task. Beyond, both grow, to 512 and 128 MiB, so that spill files stay
     few and long.
     """
     total = sum(file.size for file in files)
@@ -108,6 +137,11 @@ def plan_sizes(files: Sequence[InputFile], options: PrepareOptions) -> Sizes:
     shard_bytes = options.shard_bytes or _within(text // _SHARDS_WANTED, _SMALLEST_SHARD, _LARGEST_SHARD)
     fraction = options.validation_fraction
     bucket_bytes = _within(text // _MOST_BUCKETS, _SMALLEST_BUCKET, _LARGEST_BUCKET)
+    if text // shard_bytes > _MOST_BUCKETS:
+        raise DataError(
+            f"--shard-bytes {shard_bytes} would make {text // shard_bytes:,} shards: choose at least "
+            f"{text // _MOST_BUCKETS + 1}"
+        )
     return Sizes(
         task_bytes=_within(total // _TASKS_WANTED, _SMALLEST_TASK, _LARGEST_TASK),
         segment_bytes=_within(text // _MOST_SEGMENTS, _SMALLEST_SEGMENT, _LARGEST_SEGMENT),

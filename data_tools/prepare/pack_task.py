@@ -17,14 +17,16 @@ from data_tools.prepare.plan import CLUSTER, DEDUP, PACK, READ, Plan
 from data_tools.prepare.spill import SpillRecord, Spills
 from data_tools.prepare.work import DROPS, INDEX, PROVENANCE, ROWS, SHARD, SPILL, Work
 from data_tools.provenance import Origin, ProvenanceWriter
+from data_tools.reading import public_name
 from data_tools.sentences import split_sentences
 from data_tools.shard_format import SPLITS, Header, ShardWriter
 from data_tools.tokenizer import Tokenizer, load_tokenizer
 
 CREATED_BY = "headwater data prepare"
 _BATCH_BYTES = 1 << 20
-_GIVEN_SENTENCE = 32  # tokens; what comes tokenised has no sentences, but BERT's pairs are cut between some
 """Text that is tokenised at once; has no influence on the result."""
+_GIVEN_SENTENCE = 32
+"""Tokens in a sentence of what comes tokenised: it has none, but BERT's pairs are cut between some."""
 
 Ids = npt.NDArray[np.int32] | npt.NDArray[np.uint32]
 
@@ -161,6 +163,7 @@ class _ShardOfDocuments:
         self.shard = ShardWriter(shard, header, 0)
         self.provenance = ProvenanceWriter(provenance, provenance.name)
         self._plan, self._tokenizer = plan, tokenizer
+        self._files = [public_name(file.url) for file in plan.inputs]
         self._eod = np.array([header.eod_id], dtype=np.int32)
         self._dtype = header.token_dtype
         self._block_tokens = -(-plan.options.block_bytes // self._dtype.itemsize)
@@ -179,7 +182,7 @@ class _ShardOfDocuments:
             tokens = sum(document.sentence_lengths) + 1
             self.provenance.add(
                 Origin(
-                    file=self._plan.inputs[record.file_index].url,
+                    file=self._files[record.file_index],
                     position=record.position,
                     id=record.id.decode(),
                     source=record.source.decode(),
@@ -198,15 +201,14 @@ class _ShardOfDocuments:
     def flush(self) -> None:
         """Write the block that was begun."""
         if self._parts:
-            tokens = np.concatenate(
-                self._parts, dtype=self._dtype, casting="unsafe"
-            )  # ids fit: vocab_size chose
+            # Unsafe, but the ids fit: vocab_size chose the type.
+            tokens = np.concatenate(self._parts, dtype=self._dtype, casting="unsafe")
             sentences = (self._sentence_counts, self._sentence_lengths)
             self.shard.write_block(tokens, self._lengths, sentences if self._plan.options.sentences else None)
             self._begin_block()
 
     def _encode(self, batch: list[SpillRecord]) -> Iterator[Encoded]:
-        if self._plan.options.read.token_key:
+        if self._plan.tokens:
             return (self._given(record) for record in batch)
         return encode_documents(
             self._tokenizer, [record.payload.decode() for record in batch], self._plan.options.sentences

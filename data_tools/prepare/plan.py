@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_tools.errors import DataError
 from data_tools.prepare.options import PrepareOptions, Sizes, plan_sizes
-from data_tools.reading import Chunk, InputFile, find_inputs, plan_chunks
-from data_tools.tokenizer import Tokenizer
+from data_tools.reading import Chunk, InputFile, find_inputs, gives_tokens, plan_chunks
+from data_tools.tokenizer import IntegerVocabulary, Tokenizer
 
 if TYPE_CHECKING:
     from data_tools.clean import CleanConfig
@@ -36,6 +36,7 @@ class Plan:
         inputs: the input files, in order.
         read_tasks: for each reading task, the chunks of inputs.
         sizes: what follows from the size of the inputs.
+        tokens: the documents come tokenised.
     """
 
     options: PrepareOptions
@@ -45,6 +46,7 @@ class Plan:
     inputs: tuple[InputFile, ...]
     read_tasks: tuple[tuple[ChunkPlace, ...], ...]
     sizes: Sizes
+    tokens: bool
 
     def clean(self) -> CleanConfig | None:
         """The cleaning's configuration."""
@@ -103,6 +105,7 @@ class Plan:
             "inputs": [asdict(file) for file in self.inputs],
             "read_tasks": self.read_tasks,
             "sizes": asdict(self.sizes),
+            "tokens": self.tokens,
         }
 
     @classmethod
@@ -125,6 +128,7 @@ class Plan:
                 for task in content["read_tasks"]
             ),
             sizes=Sizes(**content["sizes"]),
+            tokens=content["tokens"],
         )
 
 
@@ -135,7 +139,16 @@ def make_plan(inputs: Sequence[str], options: PrepareOptions, tokenizer: Tokeniz
         DataError: bad options, or inputs that are not there.
     """
     options.check()
+    tokenizer.require("eod", purpose="a corpus")
     files = find_inputs(inputs, options.read)
+    tokens = gives_tokens(files, options.read)
+    if tokens and options.clean is not None:
+        raise DataError("--clean works on text, and these documents come tokenised: leave it out")
+    if not tokens and isinstance(tokenizer, IntegerVocabulary):
+        raise DataError(
+            f"{tokenizer.path} is a vocabulary of integers and {files[0].url} holds text: name its integers "
+            "with --token-key, or give a tokenizer of text"
+        )
     sizes = plan_sizes(files, options)
     tasks = _group(plan_chunks(files, options.read, sizes.task_bytes), sizes.task_bytes)
     if not tasks:
@@ -148,6 +161,7 @@ def make_plan(inputs: Sequence[str], options: PrepareOptions, tokenizer: Tokeniz
         inputs=tuple(files),
         read_tasks=tuple(tasks),
         sizes=sizes,
+        tokens=tokens,
     )
     clean = plan.clean()
     return replace(plan, clean_identity=clean.identity()) if clean is not None else plan

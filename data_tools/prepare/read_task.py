@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
+
+import orjson
 
 from data_tools.documents import BadRecord, Document, ReadCounts
+from data_tools.errors import DataError
 from data_tools.prepare.plan import READ, Plan
 from data_tools.prepare.spill import Buckets, SpillRecord, SpillWriter, order_key
-from data_tools.prepare.work import INDEX, SPILL, Work, signature_path
-from data_tools.reading import Chunk, check_unchanged, chunk_digest, read_chunk
+from data_tools.prepare.work import BAD, INDEX, SPILL, Work, signature_path
+from data_tools.reading import Chunk, check_unchanged, chunk_digest, public_name, read_chunk
 
 if TYPE_CHECKING:
     from data_tools.clean import Cleaner, Funnel
     from data_tools.dedup import Signatures
 
-_SIGNATURES_HELD = 200_000
-"""Documents whose signatures are kept in memory: 110 MB with near duplicates."""
+_SIGNATURES_HELD = 1 << 14
+"""Documents whose signatures are kept in memory: 9 MB with near duplicates, 27 while they are written."""
+
+EARLY_CHECK_RECORDS = 10_000
+"""A wrong --text-key must not cost hours: from so many records on, bad ones may end the reading."""
 
 
-def read(work: Work, number: int) -> None:
+def read(work: Work, number: int, max_bad_fraction: float) -> None:
     """Run one reading task.
 
     Raises:
-        DataError: an input cannot be read, is damaged, or changed since the plan was made.
+        DataError: an input cannot be read, is damaged, holds no document, or changed since the plan was made.
     """
     plan = work.plan()
     chunks = plan.chunks(number)
-    targets = [work.output(READ, number, suffix) for suffix in (SPILL, INDEX)]
-    with work.writing(*targets) as (spill, index):
+    targets = [work.output(READ, number, suffix) for suffix in (SPILL, INDEX, BAD)]
+    # The index has a hash of all that is in the spill file, which need not wait for the disk.
+    with work.writing(targets[0], durable=False) as (spill,), work.writing(*targets[1:]) as (index, bad):
         intake = _Intake.begin(work, number, spill, index)
-        with intake.spill:
-            entries = [_read_chunk(chunk, plan, intake) for chunk in chunks]
+        with intake.spill, bad.open("wb") as quarantine:
+            entries = [_read_chunk(chunk, plan, intake, quarantine, max_bad_fraction) for chunk in chunks]
         intake.flush_signatures()
     for file in {chunk.file.url: chunk.file for chunk in chunks}.values():
         check_unchanged(file)
@@ -76,6 +83,11 @@ class _Intake:
             seed=plan.options.seed,
         )
         if (clean := plan.clean()) is not None:
+            if clean.identity() != plan.clean_identity:
+                raise DataError(
+                    "a file that the cleaning reads changed since this work began: restore it, or run again "
+                    "with --restart"
+                )
             from data_tools.clean import Cleaner
 
             intake.cleaner = Cleaner(clean)
@@ -111,7 +123,7 @@ class _Intake:
             chunk.file_index,
             document.position,
             document.id.encode(),
-            (document.source or chunk.file.argument).encode(),
+            (document.source or public_name(chunk.file.argument)).encode(),
             language.encode(),
             payload,
         )
@@ -129,17 +141,26 @@ class _Intake:
         self.unwritten_signatures = 0
 
 
-def _read_chunk(chunk: Chunk, plan: Plan, intake: _Intake) -> dict[str, object]:
+def _read_chunk(
+    chunk: Chunk, plan: Plan, intake: _Intake, quarantine: BinaryIO, max_bad_fraction: float
+) -> dict[str, object]:
     """Read one chunk; returns what its record says of it."""
     counts = ReadCounts()
-    bad: list[BadRecord] = []
+    first: BadRecord | None = None
+    redacts = intake.cleaner is not None and intake.cleaner.redacts
     for item in read_chunk(chunk, plan.options.read, counts):
-        if isinstance(item, BadRecord):
-            bad.append(item)
-        else:
+        if not isinstance(item, BadRecord):
             intake.add(item, chunk)
+            continue
+        bad = replace(item, path=public_name(item.path), excerpt="" if redacts else item.excerpt)
+        first = first or bad
+        quarantine.write(orjson.dumps(asdict(bad)) + b"\n")
+        if counts.bad == EARLY_CHECK_RECORDS and not counts.documents and max_bad_fraction < 1.0:
+            raise DataError(
+                f"{chunk.file.url}: not one document in {counts.records:,} records; the first: {first.reason}"
+            )
     return {
         "counts": asdict(counts),
-        "bad": [asdict(record) for record in bad],
+        "first_bad": asdict(first) if first is not None else None,
         "digest": chunk_digest(chunk).hex(),
     }

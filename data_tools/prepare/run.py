@@ -21,7 +21,9 @@ from data_tools.errors import DataError
 from data_tools.prepare.finish_task import RECORD_NAME, publish
 from data_tools.prepare.gather_task import add_task
 from data_tools.prepare.lock import Hold, hold_directory
+from data_tools.prepare.options import RunOptions
 from data_tools.prepare.plan import FINISH, GATHER, PACK, READ, Plan
+from data_tools.prepare.read_task import EARLY_CHECK_RECORDS
 from data_tools.prepare.tasks import Task
 from data_tools.prepare.work import Work
 from data_tools.progress import Progress
@@ -30,7 +32,6 @@ from data_tools.reading import Intake
 from data_tools.record import check_record, read_record
 from data_tools.shard_format import load_manifest
 
-_EARLY_CHECK_RECORDS = 10_000  # a wrong --text-key must not cost hours
 _WAIT_SECONDS, _REPORT_SECONDS = 1.0, 60.0
 
 
@@ -39,30 +40,6 @@ class Executor(Protocol):
 
     def map(self, tasks: Sequence[Task]) -> Iterator[int]:
         """Run tasks and yield their numbers as they finish; an exception of one ends the iteration."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RunOptions:
-    """What does not change the result.
-
-    Attributes:
-        index: number of this process, from 0, among those that share the tasks and run at the same time.
-        count: number of these processes.
-        max_bad_fraction: give up if more of the records hold no document.
-        restart: throw unfinished work away that belongs to another plan.
-    """
-
-    index: int = 0
-    count: int = 1
-    max_bad_fraction: float = 0.01
-    restart: bool = False
-
-    def __post_init__(self) -> None:
-        if self.count < 1 or not 0 <= self.index < self.count:
-            raise DataError(
-                f"--task-index counts from 0 and must be less than --task-count, not {self.index} of "
-                f"{self.count}"
-            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +80,7 @@ def run_plan(plan: Plan, tokenizer: Path, out: Path, executor: Executor, options
                     _run(work, plan, stage, executor, options)
                     _wait_for_others(work, partial(_missing, work, stage, count))
             if options.index == 0:
-                publish(work, out)
+                publish(work, work.out)
     _wait_for_others(work, lambda: "" if find_complete(plan, out) else f"{out}, which process 0 makes,")
     work.remove_published()  # the last process that leaves succeeds
     record = find_complete(plan, out)
@@ -139,6 +116,8 @@ def begin(work: Work, hold: Hold, plan: Plan, tokenizer: Path, restart: bool) ->
         DataError: something else is in the way.
     """
     require_absent(work.out)
+    if work.out.is_mount():
+        raise DataError(f"{work.out} is a mount point, which no corpus can replace: choose a directory in it")
     if hold.alone:
         work.remove_leftovers()
     if restart and work.has_plan() and not work.holds(plan):
@@ -148,8 +127,8 @@ def begin(work: Work, hold: Hold, plan: Plan, tokenizer: Path, restart: bool) ->
     if work.has_plan():
         found = work.plan()
         entries = {"options": found.identity(), "inputs": [asdict(file) for file in found.inputs]}
-        what = f"the unfinished work in {work.path} (--restart throws it away)"
-        check_record(entries, plan.identity(), plan.inputs, plan.all_chunks(), what)
+        what, advice = f"the unfinished work in {work.path}", "--restart throws it away"
+        check_record(entries, plan.identity(), plan.inputs, plan.all_chunks(), what, advice)
         return
     work.corpus.mkdir(exist_ok=True)
     with work.writing(work.corpus / plan.tokenizer_name) as (path,):
@@ -201,10 +180,9 @@ class _EarlyIntake:
             record = self._work.record(READ, self._next)
             if record is None:
                 break
-            for _ in add_task(self._intake, self._plan.chunks(self._next), record):
-                pass
+            add_task(self._intake, self._plan.chunks(self._next), record)
             self._next += 1
-        if self._intake.counts.records >= _EARLY_CHECK_RECORDS:
+        if self._intake.counts.records >= EARLY_CHECK_RECORDS:
             self._intake.check(self._max_bad_fraction)
 
 

@@ -93,7 +93,7 @@ class SpillWriter:
     def add(self, bucket: int, record: SpillRecord) -> None:
         """Add a document."""
         key, file_index, position, *fields, payload = record
-        name, source, language = (field[:_LONGEST_FIELD] for field in fields)
+        name, source, language = (_cut(field) for field in fields)
         head = _RECORD.pack(
             key, file_index, position, len(name), len(source), min(len(language), 0xFF), len(payload)
         )
@@ -166,6 +166,13 @@ def _load_index(path: Path, chosen: range, buckets: int) -> Index:
     # Mapped, not read: the whole index of a terabyte would fill the memory of every task.
     index = np.memmap(path, dtype=_INDEX_DTYPE, mode="r", shape=(segments, buckets + 1))
     return np.array(index[:, chosen.start : chosen.stop + 1])
+
+
+def _cut(field: bytes) -> bytes:
+    """As much of a text as a record has room for."""
+    return (
+        field if len(field) <= _LONGEST_FIELD else field[:_LONGEST_FIELD].decode("utf-8", "ignore").encode()
+    )
 
 
 def _parse(data: bytes) -> Iterator[SpillRecord]:

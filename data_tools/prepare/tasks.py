@@ -18,6 +18,7 @@ from pathlib import Path
 from data_tools.errors import DataError
 from data_tools.prepare.finish_task import RECORD_NAME, publish
 from data_tools.prepare.lock import hold_directory
+from data_tools.prepare.options import RunOptions
 from data_tools.prepare.plan import CLUSTER, DEDUP, FINISH, GATHER, PACK, READ
 from data_tools.prepare.work import Work
 from data_tools.workers import WorkerPool
@@ -45,6 +46,8 @@ def run_task(task: Task) -> int:
     try:
         if task.stage == GATHER:
             run(task.work, task.max_bad_fraction)
+        elif task.stage == READ:
+            run(task.work, task.number, task.max_bad_fraction)
         elif task.stage in (CLUSTER, FINISH):
             run(task.work)
         else:
@@ -87,6 +90,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--max-bad-fraction", type=float, default=0.01)
     arguments = parser.parse_args(argv)
     try:
+        RunOptions(arguments.task_index, arguments.task_count, arguments.max_bad_fraction)
         _run_share(Work(arguments.work), arguments)
     except DataError as error:
         print(f"headwater: error: {error}", file=sys.stderr)

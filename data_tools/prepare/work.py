@@ -23,6 +23,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from data_tools.errors import DataError
@@ -31,10 +33,11 @@ from data_tools.prepare.plan import Plan
 
 PLAN_NAME = "plan.json"
 CORPUS_NAME = "corpus"
-SPILL, INDEX, SIGNATURES = ".spill", ".index", ".signatures"
+SPILL, INDEX, SIGNATURES, BAD = ".spill", ".index", ".signatures", ".bad.jsonl"
 EDGES, DROPS = ".edges.npy", ".drops.npy"
 SHARD, PROVENANCE, ROWS = ".tar", ".parquet", ".rows.npy"
 _FAILED = "failed"
+_ARRAY_HEAD = 256  # bytes; the head of a .npy file is shorter
 TEMPORARY = ".partial"
 
 
@@ -51,7 +54,7 @@ class Work:
     @classmethod
     def of(cls, out: Path) -> Work:
         """The work directory of the corpus directory `out`, on the same file system."""
-        out = Path(os.path.abspath(out))
+        out = Path(os.path.realpath(out))
         return cls(out.parent / f".{out.name}.work")
 
     @property
@@ -72,12 +75,11 @@ class Work:
         """What a finished task wrote down; None if it is not finished."""
         path = self.output(stage, number, ".json")
         try:
-            record: dict[str, Any] = orjson.loads(path.read_bytes())
+            return dict(orjson.loads(path.read_bytes()))
         except FileNotFoundError:
             return None
         except orjson.JSONDecodeError as error:
             raise DataError(f"{path} is damaged ({error}): remove it and run the command again") from error
-        return record
 
     def finished(self, stage: str, number: int) -> dict[str, Any]:
         """What a task wrote down that must be finished by now.
@@ -103,13 +105,18 @@ class Work:
         return [number for number in range(count) if f"{stage}-{number:06d}.json" not in done]
 
     @contextlib.contextmanager
-    def writing(self, *targets: Path) -> Iterator[tuple[Path, ...]]:
-        """Give temporary names; the files become `targets` when the block ends without an exception."""
+    def writing(self, *targets: Path, durable: bool = True) -> Iterator[tuple[Path, ...]]:
+        """Give temporary names; the files become `targets` when the block ends without an exception.
+
+        Args:
+            targets: the final names.
+            durable: wait until they are on the disk; not needed where a loss would be found later.
+        """
         suffix = f".{socket.gethostname()}-{os.getpid()}{TEMPORARY}"
         temporary = tuple(target.with_name(f".{target.name}{suffix}") for target in targets)
         try:
             yield temporary
-            for source in temporary:
+            for source in temporary if durable else ():
                 _bring_to_disk(source)
             for source, target in zip(temporary, targets, strict=True):
                 source.replace(target)
@@ -189,6 +196,21 @@ class Work:
 def signature_path(work: Work, task: int, part: int) -> Path:
     """One of the signature files of a reading task."""
     return work.output("read", task, f"{SIGNATURES}-{part}")
+
+
+def load_array(path: Path, mapped: bool = False) -> npt.NDArray[Any]:
+    """An array that a task left; `mapped` reads only what is looked at.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    mapped = mapped and path.stat().st_size > _ARRAY_HEAD  # an empty array cannot be mapped
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        record = path.with_name(path.name.split(".")[0] + ".json")
+        raise DataError(f"{path} is damaged ({error}): remove {record} and run the command again") from error
+    return array
 
 
 def _bring_to_disk(path: Path) -> None:

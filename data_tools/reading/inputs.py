@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -44,6 +45,13 @@ class ReadOptions:
         ):
             if value not in known:
                 raise DataError(f"{name} {value!r} is not one of {', '.join(known)}")
+
+
+def public_name(url: str) -> str:
+    """A file's URL as it may be published: without user, password, query and fragment; paths as they are."""
+    if "://" not in url:
+        return url
+    return re.sub(r"(?<=://)[^/]*@", "", re.split(r"[?#]", url, maxsplit=1)[0])
 
 
 class Status(NamedTuple):

@@ -5,6 +5,7 @@ Every request is tried again a few times with growing pauses; an answer of the w
 
 from __future__ import annotations
 
+import inspect
 import io
 import time
 from collections.abc import Callable
@@ -29,15 +30,21 @@ def file_system(url: str) -> Any:
     """The fsspec file system of a URL; its settings come from fsspec's and the service's own configuration.
 
     Raises:
-        DataError: its library is missing, or nobody knows the protocol.
+        DataError: its library is missing, or the protocol is not known or not supported.
     """
     protocol = url.partition("://")[0]
     try:
         if protocol in http.PROTOCOLS:
             return http.file_system()
         import fsspec
+        from fsspec.config import apply_config
 
+        kind = fsspec.get_filesystem_class(protocol)
+        # Asked before it is made: one that fails half-way prints a traceback when it is collected.
+        inspect.signature(kind.__init__).bind(None, **apply_config(kind, {}))
         return fsspec.filesystem(protocol)
+    except TypeError as error:  # it wants to be told more than a protocol
+        raise DataError(f"cannot read {url}: {protocol}:// is not supported: download it first") from error
     except (ImportError, ValueError) as error:
         extra = _EXTRAS.get(protocol)
         advice = f": pip install 'headwater[{extra}]'" if extra else ""

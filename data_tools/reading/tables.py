@@ -126,8 +126,7 @@ def _texts(column: pa.Array) -> Iterator[str | _Fault]:
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:  # arrow does not check what it reads
-        plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
-        values = plain.cast(pa.large_binary()).to_pylist()
+        values = _bytes_of(column)
     for value in values:
         if type(value) is str:
             yield value
@@ -136,6 +135,16 @@ def _texts(column: pa.Array) -> Iterator[str | _Fault]:
         else:
             text, reason = decode_text(value)
             yield _Fault(f"is {reason}") if reason else text
+
+
+def _bytes_of(column: pa.Array) -> list[bytes | None]:
+    """The values of a text column of which some are not UTF-8."""
+    if pa.types.is_dictionary(column.type):  # its dictionary_decode would check what it gives
+        raw = column.dictionary.cast(pa.large_binary()).take(column.indices)
+    else:
+        raw = column.cast(pa.large_binary())
+    values: list[bytes | None] = raw.to_pylist()
+    return values
 
 
 def _token_lists(column: pa.Array) -> Iterator[npt.NDArray[np.uint32] | _Fault]:
@@ -152,4 +161,9 @@ def _token_lists(column: pa.Array) -> Iterator[npt.NDArray[np.uint32] | _Fault]:
 def _names(batch: pa.RecordBatch, column: str) -> list[str]:
     if column not in batch.schema.names:
         return [""] * batch.num_rows
-    return [value if type(value) is str else name_of(value) for value in batch.column(column).to_pylist()]
+    try:
+        values = batch.column(column).to_pylist()
+    except UnicodeDecodeError:
+        raw = _bytes_of(batch.column(column))
+        return [name_of((value or b"").decode("utf-8", "surrogateescape")) for value in raw]
+    return [value if type(value) is str else name_of(value) for value in values]

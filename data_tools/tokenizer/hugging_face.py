@@ -64,10 +64,12 @@ class HuggingFaceTokenizer(Tokenizer):
             added = {
                 entry["content"]: int(entry["id"]) for entry in fields["added_tokens"] if entry["special"]
             }
+            ids = {name: i for i, name in self._names.items()}
+            special = _roles(ids, fields["model"])
+            if special.get("unk") not in {None, *self._names}:
+                raise ValueError(f"unk_id {special['unk']}")
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"{path}: not a Hugging Face tokenizer.json ({error!r} in it)") from error
-        ids = {name: i for i, name in self._names.items()}
-        special = _roles(ids, fields["model"])
         super().__init__(content, path, max(self._names, default=0) + 1, special, added.values())
         self._fields = fields
         self._library = _open(fields, [self._names[i] for i in self.reserved_ids], path)
@@ -187,13 +189,13 @@ def _open(fields: Mapping[str, Any], reserved: Sequence[str], path: Path) -> tok
     # One thread unless the user says otherwise: each worker process would start as many as there are cores.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hidden = {name: f"\ufdd0{index}\ufdd1" for index, name in enumerate(reserved)}
-    added = [
-        entry | {"content": hidden.get(entry["content"], entry["content"])}
-        for entry in fields["added_tokens"]
-    ]
     off = {"truncation": None, "padding": None, "post_processor": None}
-    changed = {**fields, **off, "added_tokens": added, "model": _hide(fields["model"], hidden)}
     try:
+        added = [
+            entry | {"content": hidden.get(entry["content"], entry["content"])}
+            for entry in fields["added_tokens"]
+        ]
+        changed = {**fields, **off, "added_tokens": added, "model": _hide(fields["model"], hidden)}
         library = LibraryTokenizer.from_str(json.dumps(changed))
     except Exception as error:  # the library raises nothing narrower
         raise DataError(f"{path}: `tokenizers` cannot read it: {error}") from error

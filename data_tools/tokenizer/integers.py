@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from data_tools.errors import DataError
 from data_tools.publish import write_file
-from data_tools.tokenizer.interface import ROLES, Bools, Tokenizer, parse_json
+from data_tools.tokenizer.interface import ROLES, SURROGATE, Bools, Tokenizer, parse_json
 
 APPENDED = ("pad", "cls", "sep", "mask", "eod")
 """The special ids that `new_vocabulary` puts behind the symbols, in this order."""
@@ -121,6 +121,8 @@ def new_vocabulary(
         raise DataError(f"--vocab-size must lie in [1, {_LARGEST - len(APPENDED)}], not {symbol_count}")
     if symbols and len(symbols) != symbol_count:
         raise DataError(f"{len(symbols)} --symbols, but --vocab-size {symbol_count}: give one for each id")
+    for symbol in filter(SURROGATE.search, symbols):
+        raise DataError(f"--symbols {symbol!r} is not UTF-8")
     special = {role: symbol_count + index for index, role in enumerate(APPENDED)}
     fields: dict[str, Any] = {
         "kind": "integers",
@@ -152,10 +154,10 @@ def _problem(fields: dict[str, Any]) -> str:
         return '"special" must give ids to roles, as in {"eod": 24}'
     if (
         not isinstance(symbols, list)
-        or not all(isinstance(s, str) and s for s in symbols)
+        or not all(isinstance(s, str) and s and not SURROGATE.search(s) for s in symbols)
         or len(symbols) > size
     ):
-        return f'"symbols" must be a list of at most {size} strings, none of them empty'
+        return f'"symbols" must be a list of at most {size} strings of Unicode, none of them empty'
     for role, token_id in special.items():
         if role not in ROLES:
             return f'"special": unknown role "{role}" (known: {", ".join(ROLES)})'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
@@ -20,6 +21,9 @@ FILE_NAMES: tuple[str, ...] = ("tokenizer.model", "tokenizer.json", "vocabulary.
 
 ROLES: tuple[str, ...] = ("pad", "unk", "cls", "sep", "mask", "eod")
 """What special ids are for; eod ends every stored document."""
+
+SURROGATE = re.compile("[\ud800-\udfff]")
+"""What a string holds that is not Unicode: bytes of a command line that are not UTF-8, too."""
 
 Bools = npt.NDArray[np.bool_]
 

@@ -16,16 +16,26 @@ from data_tools.reading import Intake, ReadOptions, find_inputs, plan_chunks, re
 ONE_CHUNK = 1 << 40
 
 
+class KeptIntake(Intake):
+    """An intake beside the bad records that were read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bad_records: list[BadRecord] = []
+
+
 def read_all(
     paths: Sequence[Path | str], chunk_bytes: int = ONE_CHUNK, **options: object
-) -> tuple[Intake, list[Document]]:
+) -> tuple[KeptIntake, list[Document]]:
     """Everything that the inputs hold, read in chunks of so many bytes."""
     chosen = ReadOptions(**options)  # type: ignore[arg-type]
-    intake, documents = Intake(), []
+    intake, documents = KeptIntake(), []
     for chunk in plan_chunks(find_inputs([str(path) for path in paths], chosen), chosen, chunk_bytes):
         counts = ReadCounts()
         items = list(read_chunk(chunk, chosen, counts))
-        intake.add(chunk, counts, [item for item in items if isinstance(item, BadRecord)])
+        bad = [item for item in items if isinstance(item, BadRecord)]
+        intake.add(chunk, counts, bad[0] if bad else None)
+        intake.bad_records += map(intake.number, bad)
         documents += [item for item in items if isinstance(item, Document)]
     return intake, documents
 

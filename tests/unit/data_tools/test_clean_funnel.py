@@ -2,16 +2,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
+import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_tools.clean import CleanConfig, Cleaner, Funnel, Outcome
+from data_tools.clean import CleanConfig, Cleaner, Funnel, Outcome, publish_funnel
 from data_tools.documents import Document
 from data_tools.errors import DataError
 
 STEPS = ("unicode", "language", "pii")
+GOPHER_OFF = {"min_stop_words": None}
 TEXT = st.sampled_from(["", "a", "bc", "été", "longer text " * 9, "x" * 1000])
 OUTCOME = st.one_of(
     st.builds(
@@ -128,6 +131,51 @@ def test_samples_show_no_personal_data() -> None:
     assert set(kinds) == {("changed", "pii"), ("changed", "unicode"), ("dropped", "quality")}
     assert all("@example.com" in sample["after"] for sample in kinds["changed", "pii"])
     assert any(sample["before"] == "" for sample in kinds["changed", "pii"])
+
+
+@pytest.mark.parametrize("written", ["jo.d\x00oe@mail.org", "jo.doe\x1b[0m@mail.org", "jo.doe@ma\x7fil.org"])
+@pytest.mark.parametrize("words", [3, 8])
+def test_samples_show_no_personal_data_that_only_repair_reveals(written: str, words: int) -> None:
+    config = {"unicode": {}, "quality": {"gopher": GOPHER_OFF | {"min_words": words}}, "pii": {}}
+    cleaner = Cleaner(CleanConfig.model_validate(config))
+    funnel = cleaner.funnel()
+    text = f"please write to {written} and wait"
+    funnel.add(Document(0, text), cleaner.clean(text))
+    samples = [one for group in funnel.to_json()["samples"] for one in group["documents"]]
+    assert samples
+    for sample in samples:
+        assert not re.search("jo|oe|ma.?il.org", sample["before"] + sample["after"])
+
+
+def test_samples_without_personal_data_are_shown_as_they_were_read() -> None:
+    cleaner = Cleaner(CleanConfig.model_validate({"unicode": {}, "pii": {}}))
+    funnel = cleaner.funnel()
+    funnel.add(Document(0, "schÃ¶n"), cleaner.clean("schÃ¶n"))
+    (group,) = funnel.to_json()["samples"]
+    assert [(one["before"], one["after"]) for one in group["documents"]] == [("schÃ¶n", "schön")]
+
+
+def test_ids_and_sources_of_samples_are_redacted_where_the_cleaner_redacts() -> None:
+    for config, hidden in (({"unicode": {}, "pii": {}}, True), ({"unicode": {}}, False)):
+        cleaner = Cleaner(CleanConfig.model_validate(config))
+        funnel = cleaner.funnel()
+        document = Document(0, "a\x00b", "https://x.net/?to=jo.doe@mail.org", "mbox of jo.doe@mail.org")
+        funnel.add(document, cleaner.clean(document.text))
+        (sample,) = funnel.to_json()["samples"][0]["documents"]
+        assert cleaner.redacts == hidden
+        assert ["jo.doe" in sample[key] for key in ("id", "source")] == [not hidden] * 2
+        assert sample["id"].startswith("https://x.net/?to=")
+
+
+def test_a_published_funnel_has_all_but_the_hashes() -> None:
+    funnel = Funnel(STEPS)
+    funnel.add(Document(7, "a\x00b", "id", "s"), Outcome("ab", changes=(("unicode", 1),)))
+    data = funnel.to_json()
+    published = publish_funnel(data)
+    assert xxhash.xxh3_128_hexdigest(b"a\x00b") not in json.dumps(published)
+    (sample,) = data["samples"][0]["documents"]
+    assert sample.pop("hash") == xxhash.xxh3_128_hexdigest(b"a\x00b")  # the original still had it
+    assert published == data
 
 
 def test_a_thing_that_is_no_funnel_is_refused() -> None:

@@ -63,7 +63,7 @@ def test_show_counts_across_blocks(
         one_by_one.append(capsys.readouterr().out)
     main(["show", corpus, "--count", "99"])
     assert capsys.readouterr().out == "".join(one_by_one)
-    bodies = sorted(out.split("\n", 1)[1].removesuffix("\n") for out in one_by_one)
+    bodies = sorted(out.split("\n", 2)[2].removesuffix("\n") for out in one_by_one)
     assert bodies == sorted(texts)
     for number in ("30", "-1"):
         with pytest.raises(DataError, match=r"--document must lie in \[0, 30\)"):

@@ -11,7 +11,17 @@ import pytest
 import webdataset
 
 from data_tools.errors import DataError
-from data_tools.prepare import PrepareOptions, RunOptions, options, prepare, read_task, tasks
+from data_tools.prepare import (
+    PrepareOptions,
+    RunOptions,
+    make_plan,
+    open_executor,
+    options,
+    prepare,
+    read_task,
+    run_plan,
+    tasks,
+)
 from data_tools.prepare.lock import hold_directory
 from data_tools.prepare.work import Work
 from data_tools.provenance import read_provenance
@@ -284,7 +294,9 @@ def test_unfinished_work_of_something_else_is_kept_until_restart(
         with pytest.raises(ZeroDivisionError):
             prepare([corpus_file], tokenizer.path, tmp_path / "c", SMALL)
     other = replace(SMALL, seed=4)
-    with pytest.raises(DataError, match=r"unfinished work .*--restart.* with seed 3, this is 4"):
+    with pytest.raises(
+        DataError, match=r"unfinished work .* with seed 3, this is 4: --restart throws it away"
+    ):
         prepare([corpus_file], tokenizer.path, tmp_path / "c", other)
     assert prepare([corpus_file], tokenizer.path, tmp_path / "c", other, run=RunOptions(restart=True)).fresh
 
@@ -399,3 +411,82 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
     manifest = load_manifest(tmp_path / "c" / "train")
     assert manifest.token_dtype == np.dtype("<u4")
     assert [tokens.tolist() for tokens, _ in iterate_documents(manifest)] == [[69_999, 1, 0]]
+
+
+def test_arrays_of_integers_need_no_key_and_no_text_beside_them(tmp_path: Path) -> None:
+    vocabulary = tmp_path / "vocabulary.json"
+    vocabulary.write_text(json.dumps({"kind": "integers", "vocab_size": 50, "special": {"eod": 49}}))
+    rows = np.arange(120, dtype="<u2").reshape(10, 12) % 49
+    np.save(tmp_path / "rows.npy", rows)
+    options = PrepareOptions(name="c", validation_fraction=0)
+    prepare([tmp_path / "rows.npy"], vocabulary, tmp_path / "c", options)
+    manifest = load_manifest(tmp_path / "c" / "train")
+    found = sorted(tokens.tolist() for tokens, _ in iterate_documents(manifest))
+    assert found == sorted([*row, 49] for row in rows.tolist())
+    text = write_jsonl(tmp_path / "d.jsonl", make_texts(3))
+    with pytest.raises(DataError, match="text"):
+        prepare([tmp_path / "rows.npy", text], vocabulary, tmp_path / "w", options)
+    with pytest.raises(DataError, match=r"vocabulary\.json is a vocabulary of integers"):
+        prepare([text], vocabulary, tmp_path / "w", options)
+    with pytest.raises(DataError, match="--clean works on text"):
+        prepare([tmp_path / "rows.npy"], vocabulary, tmp_path / "w", replace(options, clean={"dedup": {}}))
+    assert not (tmp_path / ".w.work").exists()
+
+
+def test_a_file_without_any_document_ends_the_reading_early(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = tmp_path / "d.jsonl"
+    source.write_text('{"txt": "x"}\n' * 50_000)
+    with pytest.raises(DataError, match=r'not one document in 10,000 records; the first: no key "text"'):
+        prepare([source], tokenizer.path, tmp_path / "c", SMALL)
+
+
+def test_what_is_scrubbed_does_not_come_out_by_the_quarantine(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = write_jsonl(tmp_path / "d.jsonl", make_texts(30))
+    with source.open("a") as file:
+        file.write('{"txt": "mail john.smith@gmail.com"}\n')
+    running = RunOptions(max_bad_fraction=0.1)
+    clean = {"pii": {"salt": "a long secret of the project"}}
+    prepare([source], tokenizer.path, tmp_path / "c", replace(SMALL, clean=clean), run=running)
+    published = b"".join(path.read_bytes() for path in (tmp_path / "c").glob("*.json*"))
+    assert b"quarantine" not in published and b"not a" not in published
+    assert b"john.smith" not in published and b"secret of" not in published
+    assert json.loads((tmp_path / "c" / "quarantine.jsonl").read_text())["record"] == 31
+
+
+def test_a_file_of_the_cleaning_that_changes_meanwhile_is_refused(
+    tmp_path: Path, corpus_file: Path, tokenizer: Tokenizer
+) -> None:
+    words = tmp_path / "words.txt"
+    words.write_text("zebra\n")
+    clean = {"quality": {"c4": {"bad_words": str(words)}}}
+    made = make_plan([str(corpus_file)], replace(SMALL, clean=clean), tokenizer)
+    words.write_text("document\n")
+    with (
+        open_executor("local", 1) as executor,
+        pytest.raises(DataError, match="changed since this work began"),
+    ):
+        run_plan(made, tokenizer.path, tmp_path / "c", executor, RunOptions())
+
+
+def test_shards_cannot_be_too_many(tmp_path: Path, corpus_file: Path, tokenizer: Tokenizer) -> None:
+    options = replace(SMALL, shard_bytes=1)
+    with pytest.raises(DataError, match=r"--shard-bytes 1 would make [\d,]+ shards: choose at least \d+"):
+        prepare([corpus_file], tokenizer.path, tmp_path / "c", options)
+
+
+def test_a_very_long_name_is_cut_between_characters(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    source = tmp_path / "d.jsonl"
+    source.write_text(json.dumps({"text": "A document.", "id": "é" * 40_000}) + "\n")
+    prepare([source], tokenizer.path, tmp_path / "c", PrepareOptions(name="c", validation_fraction=0))
+    (origin,) = read_provenance(tmp_path / "c" / "train" / "train-00000.parquet")
+    assert origin.id == "é" * (0xFFFF // 2)
+
+
+def test_out_may_be_a_link_to_an_empty_directory(
+    tmp_path: Path, corpus_file: Path, tokenizer: Tokenizer
+) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "corpus").mkdir()
+    (tmp_path / "c").symlink_to(tmp_path / "disk" / "corpus")
+    assert prepare([corpus_file], tokenizer.path, tmp_path / "c", SMALL).fresh
+    assert not prepare([corpus_file], tokenizer.path, tmp_path / "c", SMALL).fresh

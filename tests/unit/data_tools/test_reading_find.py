@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import DataError
-from data_tools.reading import InputFile, ReadOptions, find_inputs, plan_chunks
+from data_tools.reading import InputFile, ReadOptions, find_inputs, gives_tokens, plan_chunks
 
 
 def make(root: Path, *names: str) -> None:
@@ -28,7 +28,6 @@ def test_a_directory_gives_every_known_file_at_any_depth(tmp_path: Path) -> None
         "a/d.parquet",
         "b.csv",
         "e.warc.wet.gz",
-        "f.npy",
         "g.json.zst",
         "h.tsv.xz",
     ]
@@ -51,7 +50,6 @@ def test_a_directory_gives_every_known_file_at_any_depth(tmp_path: Path) -> None
         ("parquet", ""),
         ("csv", ""),
         ("warc", "gz"),
-        ("npy", ""),
         ("jsonl", "zst"),
         ("tsv", "xz"),
     ]
@@ -129,6 +127,79 @@ def test_a_token_key_is_for_formats_that_have_one(tmp_path: Path) -> None:
         found(tmp_path, token_key="ids")
 
 
+def test_arrays_and_text_do_not_mix(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "b.npy", "c.npy", "d.txt")
+
+    def tokens(*names: str, **options: object) -> bool:
+        chosen = ReadOptions(**options)  # type: ignore[arg-type]
+        return gives_tokens(find_inputs([str(tmp_path / name) for name in names], chosen), chosen)
+
+    assert tokens("b.npy", "c.npy") and tokens("", format="npy")
+    assert tokens("a.jsonl", "c.npy", token_key="ids") and tokens("a.jsonl", token_key="ids")
+    assert not tokens("a.jsonl", "d.txt") and not tokens("", format="text")
+    assert not gives_tokens([], ReadOptions()) and not gives_tokens([], ReadOptions(token_key="ids"))
+    with pytest.raises(DataError, match=r"b\.npy holds token ids, .*a\.jsonl text: .*--format.*--token-key"):
+        found(tmp_path)
+    with pytest.raises(DataError, match=r"b\.npy holds token ids, .*d\.txt text"):
+        found(tmp_path / "d.txt", tmp_path / "b.npy")
+    (tmp_path / "b.npy").write_bytes(bytes(25))
+    files = find_inputs([str(tmp_path / "b.npy")], ReadOptions())
+    cut = [(chunk.start, chunk.stop) for chunk in plan_chunks(files, ReadOptions(), 10)]
+    assert cut == [(0, 10), (10, 20), (20, 25)]
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    bad = os.fsdecode(os.fsencode(tmp_path) + b"/b\xff.jsonl")
+    make(tmp_path, "a.jsonl")
+    for name in (bad, f"{bad}.ignored"):
+        Path(name).touch()
+    for argument in (
+        str(tmp_path),
+        f"{tmp_path}/*.jsonl",
+        bad,
+        f"{tmp_path}/\udcff/../a.jsonl",
+        "s3://x/\udcff",
+    ):
+        with pytest.raises(
+            DataError, match=r"name of the input '.*\\udcff.*' is not UTF-8: rename it"
+        ) as caught:
+            found(argument)
+        str(caught.value).encode()
+    os.remove(bad)
+    assert found(tmp_path) == [str(tmp_path / "a.jsonl")]
+
+
+def test_an_empty_argument_is_not_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "a.jsonl")
+    monkeypatch.chdir(tmp_path)
+    assert found(".") == [str(tmp_path / "a.jsonl")]
+    with pytest.raises(DataError, match="an --input is empty"):
+        found(".", "")
+
+
+def test_a_glob_below_a_directory_that_looks_like_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path, "m[1]/a.jsonl", "m[1]/sub/b.jsonl", "m[1]/.hidden/c.jsonl", "m1/wrong.jsonl")
+    monkeypatch.chdir(tmp_path / "m[1]")
+    a, b = (str(tmp_path / "m[1]" / name) for name in ("a.jsonl", "sub/b.jsonl"))
+    assert found("*.jsonl") == found("./?.jsonl") == found("sub/../*.jsonl") == [a]
+    assert found("**/*.jsonl") == [a, b]
+
+
+def test_corpora_below_a_directory_are_no_input(tmp_path: Path) -> None:
+    make(tmp_path, "a.jsonl", "own/merge.json", "own/sub/x.jsonl")
+    before = found(tmp_path)
+    assert len(before) == 3, "a user's own merge.json"
+    for corpus, record in (("out", "prepare.json"), ("deep/out", "merge.json")):
+        make(tmp_path, f"{corpus}/{record}", f"{corpus}/quarantine.jsonl", f"{corpus}/train/manifest.json")
+        make(tmp_path, f"{corpus}/train/train-00000.parquet")
+    make(tmp_path, ".out.work/read.jsonl")
+    assert found(tmp_path) == before
+
+
 def test_chunks(tmp_path: Path) -> None:
     names = [
         "a.jsonl",
@@ -137,7 +208,6 @@ def test_chunks(tmp_path: Path) -> None:
         "d.jsonl.gz",
         "e.parquet",
         "f.warc",
-        "g.npy",
         "h.jsonl",
         "i.jsonl.gz",
     ]
@@ -164,7 +234,6 @@ def test_chunks(tmp_path: Path) -> None:
         "d.jsonl.gz": whole,
         "e.parquet": parts,
         "f.warc": whole,
-        "g.npy": parts,
         "i.jsonl.gz": [(0, 0)],
     }
     assert ranges(ReadOptions(text_unit="file"))["b.txt"] == whole

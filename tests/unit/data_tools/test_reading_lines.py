@@ -21,6 +21,7 @@ from data_tools.reading import (
     plan_chunks,
     read_chunk,
 )
+from data_tools.text_sample import SampleOptions
 from tests.unit.data_tools.reading_support import ONE_CHUNK, PACKERS, read_all, texts_of
 
 TEXTS = st.lists(
@@ -179,6 +180,25 @@ def test_the_limit_of_bad_lines(tmp_path: Path) -> None:
     ):
         intake.check(0.019)
     Intake().check(0)
+
+
+@pytest.mark.parametrize("fraction", [-1.0, -1e-9, 1.001, float("nan"), float("inf")])
+def test_a_limit_that_is_no_fraction_is_refused(fraction: float) -> None:
+    with pytest.raises(DataError, match=r"--max-bad-fraction must lie in \[0, 1\], not "):
+        Intake().check(fraction)
+    with pytest.raises(DataError, match=r"--max-bad-fraction must lie in \[0, 1\], not "):
+        SampleOptions(read=ReadOptions(), max_bytes=1, seed=1, max_bad_fraction=fraction)
+
+
+def test_an_intake_keeps_the_first_bad_record_only(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.jsonl", tmp_path / "b.jsonl"]
+    paths[0].write_text('{"text": "x"}\n' * 30 + "{\n" * 20)
+    paths[1].write_text("[]\n" * 40)
+    intake, _ = read_all(paths, 64)
+    assert intake.first_bad == intake.bad_records[0] and intake.first_bad.record == 31
+    assert [bad.record for bad in intake.bad_records] == [*range(31, 51), *range(1, 41)]
+    held = [value for name, value in vars(intake).items() if name != "bad_records"]
+    assert not any(isinstance(value, list | dict | set | tuple) for value in held)
 
 
 TOKENS = [

@@ -25,6 +25,7 @@ from data_tools.reading import (
     chunk_digest,
     find_inputs,
     plan_chunks,
+    public_name,
     read_chunk,
     remote,
 )
@@ -241,9 +242,33 @@ def test_directories_and_globs_of_the_web(site: Site) -> None:
         find_inputs([f"{site.url}/d/*.csv"], ReadOptions())
 
 
+@pytest.mark.parametrize(
+    ("url", "published"),
+    [
+        ("/data/a?b#c@d.jsonl", "/data/a?b#c@d.jsonl"),
+        ("https://host/a/b.jsonl", "https://host/a/b.jsonl"),
+        ("https://user:secret@host:8443/a@b.jsonl?sig=secret&x=1#part", "https://host:8443/a@b.jsonl"),
+        ("https://user:se@cret@host/a.jsonl", "https://host/a.jsonl"),
+        ("https://token@host", "https://host"),
+        ("https://host#a@b/secret", "https://host"),
+        ("s3://bucket/dir/a@b.jsonl", "s3://bucket/dir/a@b.jsonl"),
+        ("s3://key:secret@bucket/a.jsonl", "s3://bucket/a.jsonl"),
+        (
+            "zip://inside.csv::https://user:secret@host/a.zip?sig=secret",
+            "zip://inside.csv::https://host/a.zip",
+        ),
+    ],
+)
+def test_published_names_hold_no_credentials(url: str, published: str) -> None:
+    assert public_name(url) == published
+
+
+@pytest.mark.filterwarnings("error")  # a file system that is made by half says so when it is collected
 def test_protocols(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match=r"cannot read nosuch://x/f\.jsonl: .*nosuch"):
         find_inputs(["nosuch://x/f.jsonl"], ReadOptions())
+    with pytest.raises(DataError, match=r"cannot read ftp://x/y\.jsonl: ftp:// is not supported: download"):
+        find_inputs(["ftp://x/y.jsonl"], ReadOptions())
     import builtins
 
     real = builtins.__import__

@@ -157,10 +157,28 @@ def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "f.parquet"
     buffers = [None, pa.array([0, 2, 4], pa.int32()).buffers()[1], pa.py_buffer(b"ab\xff\xfe")]
     column = pa.Array.from_buffers(pa.string(), 2, buffers)
-    pq.write_table(pa.table({"text": column}), path)
-    intake, documents = read_all([path])
-    assert texts_of(documents) == ["ab"]
-    assert [bad.reason for bad in intake.bad_records] == ['column "text" is not UTF-8 at byte 0']
+    for stored in (column, pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), column)):
+        pq.write_table(pa.table({"text": stored}), path)
+        intake, documents = read_all([path])
+        assert texts_of(documents) == ["ab"]
+        assert [bad.reason for bad in intake.bad_records] == ['column "text" is not UTF-8 at byte 0']
+
+
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_parquet_names_that_are_not_utf8(tmp_path: Path, dictionary: bool) -> None:
+    path = tmp_path / "f.parquet"
+    buffers = [
+        pa.py_buffer(b"\x03"),
+        pa.array([0, 2, 5, 5], pa.int32()).buffers()[1],
+        pa.py_buffer(b"ab\xff\xfec"),
+    ]
+    column = pa.Array.from_buffers(pa.string(), 3, buffers)
+    if dictionary:
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int8()), column[:2])
+    pq.write_table(pa.table({"text": ["x", "y", "z"], "id": column, "source": column}), path)
+    _, documents = read_all([path])
+    third = "ab" if dictionary else ""
+    assert [(d.id, d.source) for d in documents] == [("ab", "ab"), ("??c", "??c"), (third, third)]
 
 
 @pytest.mark.parametrize("kind", [pa.list_(pa.int64()), pa.large_list(pa.uint32()), pa.list_(pa.uint16(), 2)])

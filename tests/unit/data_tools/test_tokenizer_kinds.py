@@ -240,6 +240,10 @@ def test_an_end_of_text_that_is_also_the_unknown_token_stays_reserved(
     assert (tokenizer.eod_id, tokenizer.unk_id, tokenizer.reserved_ids) == (0, None, (0,))
 
 
+def model(fields: str) -> str:
+    return f'{{"model": {{{fields}}}, "added_tokens": []}}'
+
+
 def test_what_cannot_be_read_or_encoded_is_named(files: dict[str, Path], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="lone surrogate at character 1"):
         load(files["byte"]).encode_batch(["fine", "a\ud800"])
@@ -251,6 +255,13 @@ def test_what_cannot_be_read_or_encoded_is_named(files: dict[str, Path], tmp_pat
         ('{"model": {"vocab": {}}}', "not a Hugging Face tokenizer.json"),
         ('{"model": {"vocab": {"a": 0}, "type": "New"}, "added_tokens": []}', "`tokenizers` cannot read it"),
         ('{"kind": "floats"}', '"kind" must be "integers"'),
+        (model('"vocab": {"a": 0}, "unk_token": ["x"]'), "not a Hugging Face tokenizer.json"),
+        (model('"vocab": [["a", 0]], "unk_id": ["x"]'), "not a Hugging Face tokenizer.json"),
+        (model('"vocab": [["a", 0]], "unk_id": "0"'), "not a Hugging Face tokenizer.json"),
+        (model('"vocab": [["a", 0]], "unk_id": 1'), "not a Hugging Face tokenizer.json .*unk_id 1"),
+        (model('"vocab": [["a", 0]], "unk_id": 0, "unk_token": []'), "`tokenizers` cannot read it"),
+        (model('"vocab": {"a": 0}, "merges": null'), "`tokenizers` cannot read it"),
+        (model('"vocab": {"a": 0}, "merges": [3]'), "`tokenizers` cannot read it"),
     ):
         path = tmp_path / "bad.json"
         path.write_text(content)
@@ -308,6 +319,7 @@ def test_integers_are_shown_as_symbols_or_numbers(tmp_path: Path) -> None:
         ({"special": {"eod": 5, "pad": 5}}, "two roles have the same id"),
         ({"special": None}, '"special" must give ids to roles'),
         ({"symbols": ["A"] * 7}, '"symbols" must be a list of at most 6'),
+        ({"symbols": ["A", "\udcff"]}, '"symbols" must be a list of at most 6 strings of Unicode'),
         ({"symbol": ["A"]}, 'unknown key "symbol"'),
     ],
 )
@@ -336,7 +348,9 @@ def test_the_command_writes_a_vocabulary(tmp_path: Path, capsys: pytest.CaptureF
         data_command(["tokenizer", "--integers", "--vocab-size", "100", "--out", str(out)])
     for wrong, message in (
         (["--integers", "--vocab-size", "3", "--symbols", "A"], "1 --symbols, but --vocab-size 3"),
-        (["--integers"], r"--vocab-size must lie in \[1, "),
+        (["--integers"], "--integers needs --vocab-size"),
+        (["--integers", "--vocab-size", "0"], r"--vocab-size must lie in \[1, "),
+        (["--integers", "--symbols", "A", "\udcff"], r"--symbols '\\udcff' is not UTF-8"),
         (["--integers", "--vocab-size", "3", "--input", "x"], "takes no --input"),
         (["--vocab-size", "3"], "name the documents with --input"),
         (["--symbols", "A"], "--symbols belongs to --integers"),

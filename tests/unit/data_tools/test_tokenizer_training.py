@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.cli import main as data_command
 from data_tools.errors import DataError
 from data_tools.reading import ReadOptions, find_inputs
 from data_tools.text_sample import SampleOptions, draw_sample, sample_chunks
@@ -49,7 +50,11 @@ def test_training_is_reproducible_and_a_rerun_is_complete(
         (TokenizerOptions(vocab_size=400, max_train_bytes=0), "--max-train-mb must be larger than 0"),
         (
             TokenizerOptions(vocab_size=400, user_symbols=("a b",)),
-            "--user-symbols 'a b': must be text without",
+            "--user-symbols 'a b': must be UTF-8 text without",
+        ),
+        (
+            TokenizerOptions(vocab_size=400, user_symbols=("a\udcff",)),
+            r"--user-symbols 'a\\udcff': must be UTF-8",
         ),
         (TokenizerOptions(vocab_size=400, user_symbols=("[MASK]",)), "no special or byte piece"),
         (TokenizerOptions(vocab_size=400, user_symbols=("<a>", "<a>")), "one is named twice"),
@@ -91,6 +96,15 @@ def test_an_empty_corpus_cannot_train(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match="the corpus is empty"):
             train_tokenizer([tmp_path / name], tmp_path / "t.model", TokenizerOptions(vocab_size=400))
+
+
+@pytest.mark.parametrize("size", ["nan", "inf", "-inf", "-1", "0", "1e308"])
+def test_sample_sizes_that_are_none(tmp_path: Path, corpus_file: Path, size: str) -> None:
+    words = ["--input", str(corpus_file), "--out", str(tmp_path / "out")]
+    with pytest.raises(DataError, match="--max-train-mb must be larger than 0 and finite, not "):
+        data_command(["tokenizer", *words, "--vocab-size", "400", f"--max-train-mb={size}"])
+    with pytest.raises(DataError, match="--sample-mb must be larger than 0 and finite, not "):
+        data_command(["export-tokenizer", "t.model", *words, f"--sample-mb={size}"])
 
 
 def test_user_symbols_are_always_one_token(tmp_path: Path, corpus_file: Path) -> None:
