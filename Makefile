@@ -20,14 +20,15 @@ STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; }
 UNIT_TESTS := tests/unit tests/architecture
 DISTRIBUTED_TESTS := $(wildcard tests/distributed tests/integration)
 
-.PHONY: help venv demo test test-distributed test-slurm check format clean
+.PHONY: help venv demo test test-distributed test-slurm lint check format clean
 
 help:
 	@echo "make demo              corpus -> pretraining -> finetuning -> export on this machine (DEMO_ARGS=--small: the shortest form)"
 	echo "make test              unit, architecture and the fast distributed tests (under 10 minutes)"
-	echo "make test-distributed  every test that starts ranks"
+	echo "make test-distributed  every test that starts ranks, and the slow unit tests"
 	echo "make test-slurm        tests on a two-node SLURM cluster on this machine (root on Debian; else skipped)"
-	echo "make check             format, lint, types, import rules, unit and architecture tests"
+	echo "make lint              format, lint, types, import rules"
+	echo "make check             lint, and all unit and architecture tests"
 	echo "make format            rewrite the sources in the project's format"
 	echo "make venv              build .venv (PYTHON=/path/to/python3.11 chooses the interpreter)"
 	echo "make clean             remove caches and build products; keeps .venv and runs/"
@@ -72,16 +73,19 @@ test: $(STAMP)
 
 test-distributed: $(STAMP)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(UNIT_TESTS)
 
 test-slurm: $(STAMP)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/slurm
 
-check: $(STAMP)
+lint: $(STAMP)
 	@$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest $(PYTEST_ARGS) $(UNIT_TESTS)
+
+check: lint
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(UNIT_TESTS)
 
 format: $(STAMP)
 	@$(BIN)/ruff format .

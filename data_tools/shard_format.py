@@ -211,8 +211,10 @@ def _parse_blocks(raw: bytes, expected: int, digest: str, origin: str) -> npt.ND
     if _hex_digest(raw) != digest:
         raise DataError(f"the block table {path} does not belong to its {MANIFEST_NAME}; prepare again")
     rows: npt.NDArray[np.void] = np.load(io.BytesIO(raw), allow_pickle=False)
-    if rows.dtype != BLOCK_DTYPE or len(rows) != expected:
-        raise DataError(f"the block table {path} has {len(rows)} rows of {rows.dtype}, expected {expected}")
+    if rows.dtype != BLOCK_DTYPE:
+        raise DataError(f"the block table {path} was written by another release: prepare the corpus again")
+    if len(rows) != expected:
+        raise DataError(f"the block table {path} has {len(rows)} rows, its {MANIFEST_NAME} says {expected}")
     rows.flags.writeable = False
     return rows
 
