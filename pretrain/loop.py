@@ -24,7 +24,7 @@ from pretrain.parallel.rng import seed_step
 from pretrain.parallel.topology import Topology
 from pretrain.parallel.zero import Engine
 from pretrain.schedule import learning_rate
-from pretrain.step import MicroBatch, StepMetrics, train_step
+from pretrain.step import MicroBatch, StepMetrics, TrainingError, train_step
 from pretrain.stop import STOPPED_EXIT_CODE, StopSignal
 
 
@@ -61,12 +61,6 @@ class Ledger(Protocol):
 
     def saved(self, step: int, consumed_samples: int) -> None:
         """A checkpoint is written."""
-
-
-class TrainingError(Exception):
-    """Training that cannot go on: a loss or a gradient that is not finite."""
-
-    exit_code = 3
 
 
 @dataclass(kw_only=True)

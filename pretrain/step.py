@@ -29,15 +29,30 @@ class StepMetrics:
     applied: bool
 
 
+class TrainingError(Exception):
+    """Training that cannot go on: nothing to learn from, a loss or a gradient that is not finite."""
+
+    exit_code = 3
+
+
 def train_step(engine: Engine, micro_batches: Sequence[MicroBatch], lr: float) -> StepMetrics:
     """Forward and backward over this rank's micro-batches, then one update.
 
     Every loss is divided by the global number of its targets in the step (all ranks, all micro-batches), so
     the result does not depend on how samples are dealt to ranks, also where masks differ.
+
+    Raises:
+        TrainingError: on every rank, the step has no target at all.
     """
     batches = [to_device(batch, engine.topology.device) for batch in micro_batches]
     weights = _objective(engine).loss_weights()
     counts = _global_counts(engine, batches)
+    if not any(counts.values()):
+        raise TrainingError(
+            "an optimizer step has no target to learn from on any rank: all of its samples were left out; "
+            "with data.on_bad_block: skip, data_cache/skipped in run_dir says why; repair the corpus"
+        )
+    counts = _divisors(counts)
     engine.begin_step(len(batches))
     sums = dict.fromkeys(weights, torch.zeros((), device=engine.topology.device))
     for batch in batches:
@@ -63,7 +78,7 @@ def evaluate(engine: Engine, steps: Iterable[Sequence[MicroBatch]]) -> dict[str,
                 sums[name] += parts[name].float()
                 counts[name] += count
     engine.train_mode()
-    return _mean_losses(engine, sums, _summed(counts, engine.topology))
+    return _mean_losses(engine, sums, _divisors(_summed(counts, engine.topology)))
 
 
 def to_device(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:
@@ -87,10 +102,15 @@ def _global_counts(engine: Engine, batches: Sequence[dict[str, Tensor]]) -> dict
 
 
 def _summed(counts: dict[str, float], topology: Topology) -> dict[str, float]:
-    """Sum over data-parallel ranks, at least 1 so that an empty set divides cleanly."""
+    """Sum over data-parallel ranks."""
     values = torch.tensor(list(counts.values()), dtype=torch.float64, device=topology.device)
     dist.all_reduce(values, group=topology.data_parallel_group)
-    return {name: max(1.0, value) for name, value in zip(counts, values.tolist(), strict=True)}
+    return dict(zip(counts, values.tolist(), strict=True))
+
+
+def _divisors(counts: dict[str, float]) -> dict[str, float]:
+    """At least 1: one of several losses may have no target, as BERT's second without sentence pairs."""
+    return {name: max(1.0, count) for name, count in counts.items()}
 
 
 def _mean_losses(engine: Engine, sums: dict[str, Tensor], counts: dict[str, float]) -> dict[str, float]:

@@ -139,11 +139,8 @@ def _texts(column: pa.Array) -> Iterator[str | _Fault]:
 
 def _bytes_of(column: pa.Array) -> list[bytes | None]:
     """The values of a text column of which some are not UTF-8."""
-    if pa.types.is_dictionary(column.type):  # its dictionary_decode would check what it gives
-        raw = column.dictionary.cast(pa.large_binary()).take(column.indices)
-    else:
-        raw = column.cast(pa.large_binary())
-    values: list[bytes | None] = raw.to_pylist()
+    plain = column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+    values: list[bytes | None] = plain.cast(pa.large_binary()).to_pylist()
     return values
 
 

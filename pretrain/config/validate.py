@@ -139,7 +139,7 @@ def _batch_problems(config: JobConfig, world_size: int | None) -> list[str]:
     if ramp:
         problems.append(
             f"batch.ramp: {len(ramp)} of its {len(sizes)} batch sizes are not multiples of {pieces} = "
-            f"{product}: {', '.join(map(str, ramp))}"
+            f"{product}: {', '.join(map(str, ramp))}; where the training is past the ramp, remove batch.ramp"
         )
     return problems
 

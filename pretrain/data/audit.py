@@ -10,21 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from data_tools.errors import DataError
 from pretrain.data.ledger import LEDGER, Attempt, effective, read_ledger
-from pretrain.data.order import WINDOW_GROUPS
-from pretrain.data.phases import CorpusShare, Phase
-from pretrain.data.philox import I64, derive_key
+from pretrain.data.phases import CorpusShare
+from pretrain.data.settings import CACHE_DIRECTORY
+from pretrain.data.skip import SKIPPED_DIRECTORY, SkipLog
 from pretrain.data.state import StreamState
-from pretrain.data.token_order import TokenOrder, TokenStart, group_tokens
+from pretrain.data.walk import walk
 
 WALKED_SAMPLES = 5_000_000
 """A longer run is walked through only with --full: a million samples take about a second."""
@@ -63,9 +60,17 @@ def audit_run(run_dir: Path, full: bool = False) -> Report:
         f"{len(attempts)} attempts, {len(kept)} of them kept in part; {steps} steps, {consumed} samples, "
         f"{kept[-1][0].state.phases[-1].tokens_at(consumed)} tokens"
     )
-    report.problems += _count_problems(run_dir, attempts, kept)
+    _compare_counts(run_dir, attempts, kept, report)
+    skipped = SkipLog(run_dir / CACHE_DIRECTORY / SKIPPED_DIRECTORY, "train", 0, 1).counts(consumed)
+    if samples := int(skipped["data/skipped_samples"]):
+        report.facts.append(
+            f"{samples} samples of {int(skipped['data/skipped_blocks'])} damaged blocks had no part in the "
+            "loss (data.on_bad_block: skip)"
+        )
     if consumed <= WALKED_SAMPLES or full:
-        _walk(replace(kept[-1][0].state, consumed_samples=consumed), report)
+        facts, problems = walk(replace(kept[-1][0].state, consumed_samples=consumed))
+        report.facts += facts
+        report.problems += problems
     else:
         report.facts.append(f"{consumed} samples not walked through one by one; --full does")
     return report
@@ -111,34 +116,51 @@ def _at_zero(share: CorpusShare) -> CorpusShare:
     return replace(share, start=type(share.start)())
 
 
-def _count_problems(
-    run_dir: Path, attempts: Sequence[Attempt], kept: Sequence[tuple[Attempt, int]]
-) -> Iterator[str]:
-    """Recorded counts that are not those of their step."""
+def _compare_counts(
+    run_dir: Path, attempts: Sequence[Attempt], kept: Sequence[tuple[Attempt, int]], report: Report
+) -> None:
+    """Find recorded counts that are not those of their step."""
     for attempt in attempts:
         for line in attempt.lines:
             if "consumed_samples" in line:
-                yield from _compare(f"{LEDGER}, attempt {attempt.number}", attempt, line)
-    rows = _json_lines(run_dir / "metrics.jsonl")
-    manifests = [
-        json.loads(path.read_text(encoding="utf-8"))["trainer"]
-        for path in sorted((run_dir / "checkpoints").glob("step-????????/manifest.json"))
-    ]
-    states = [{"step": one["step"], **one["stream"]} for one in manifests if "stream" in one]
-    for source, records in (("metrics.jsonl", rows), ("checkpoints", states)):
-        for record in records:
-            step = int(record["step"])
-            owner = next((one for one, last in kept if one.step < step <= last), None)
-            if owner is not None and "consumed_samples" in record:
-                yield from _compare(source, owner, record)
-            elif owner is None and 0 < step:
-                yield f"{source}: step {step} is in no attempt that the ledger kept"
+                report.problems += _compare(f"{LEDGER}, attempt {attempt.number}", attempt, line)
+    for record in _json_lines(run_dir / "metrics.jsonl"):
+        if "consumed_samples" in record and (owner := _owner(kept, int(record["step"]))):
+            report.problems += _compare("metrics.jsonl", owner, record)
+    for record in _checkpoints(run_dir, report):
+        owner = _owner(kept, record["step"])
+        found = _compare("checkpoints", owner, record) if owner else []
+        # It may have been damaged: then a later attempt passed it over, and undid its steps.
+        earlier = [one for one in attempts if owner and one.number < owner.number]
+        if found and any(one.step < record["step"] and not _compare("", one, record) for one in earlier):
+            report.facts.append(f"the checkpoint of step {record['step']} is of steps that were undone")
+        else:
+            report.problems += found
 
 
-def _compare(source: str, attempt: Attempt, record: dict[str, Any]) -> Iterator[str]:
+def _owner(kept: Sequence[tuple[Attempt, int]], step: int) -> Attempt | None:
+    """The attempt that did a step. The last one may have done more than it recorded before it was killed."""
+    return next((one for one, _ in reversed(kept) if one.step < step), None)
+
+
+def _checkpoints(run_dir: Path, report: Report) -> Iterator[dict[str, Any]]:
+    """Step and stream state of each checkpoint that can be read."""
+    for path in sorted((run_dir / "checkpoints").glob("step-????????/manifest.json")):
+        try:
+            trainer = json.loads(path.read_text(encoding="utf-8"))["trainer"]
+            record = {**trainer["stream"], "step": int(trainer["step"])}
+            int(record["consumed_samples"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            report.facts.append(f"{path} was passed over, it cannot be read ({error!r})")
+        else:
+            yield record
+
+
+def _compare(source: str, attempt: Attempt, record: dict[str, Any]) -> list[str]:
     expected = attempt.table.samples_before(int(record["step"]))
-    if record["consumed_samples"] != expected:
-        yield f"{source}: step {record['step']} has {record['consumed_samples']} samples, not {expected}"
+    if record["consumed_samples"] == expected:
+        return []
+    return [f"{source}: step {record['step']} has {record['consumed_samples']} samples, not {expected}"]
 
 
 def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -149,66 +171,6 @@ def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             continue  # torn when its attempt was killed; the next one drops it
-
-
-def _walk(state: StreamState, report: Report) -> None:
-    """Go through all samples of a run in their order, and count what each epoch of each corpus gave."""
-    found: dict[tuple[str, int], list[I64]] = {}
-    sizes: dict[tuple[str, int], tuple[int, str]] = {}
-    allowed: Counter[tuple[str, int]] = Counter()
-    ends = [*(phase.first_sample for phase in state.phases[1:]), state.consumed_samples]
-    for phase, end in zip(state.phases, ends, strict=True):
-        for share, epoch, pieces in _read_by_phase(phase, end - phase.first_sample, state.seed):
-            found.setdefault((share.name, epoch), []).append(pieces)
-            sizes[share.name, epoch] = share.size, share.unit
-            allowed[share.name, epoch] += _left_out(share, phase.seq_length)
-        for share in phase.corpora:
-            if share.start.epoch and not share.start.done and _is_cut(state, phase, share.name):
-                allowed[share.name, share.start.epoch - 1] = share.size
-    for (name, epoch), parts in sorted(found.items()):
-        pieces = np.concatenate(parts)
-        pieces = pieces[np.argsort(pieces[:, 0], kind="stable")]
-        size, unit = sizes[name, epoch]
-        read = int(pieces[:, 1].sum())
-        twice = int((pieces[1:, 0] < pieces[:-1].sum(axis=1)).sum())
-        report.facts.append(f"corpus {name}, epoch {epoch}: {read} of {size} {unit}")
-        if twice:
-            report.problems.append(f"corpus {name}, epoch {epoch}: {twice} ranges of {unit} were read twice")
-        if (name, epoch + 1) in found and size - read > allowed[name, epoch]:
-            report.problems.append(f"corpus {name}, epoch {epoch}: {size - read} {unit} were skipped")
-
-
-def _left_out(share: CorpusShare, seq_length: int) -> int:
-    """What a phase leaves out of an epoch: under seq_length tokens of each window and each rest."""
-    if not isinstance(share.start, TokenStart):
-        return 0
-    windows = -(-share.size // (group_tokens(seq_length) * WINDOW_GROUPS))
-    return (windows + len(share.start.stretches or ())) * seq_length
-
-
-def _is_cut(state: StreamState, phase: Phase, name: str) -> bool:
-    """Whether a phase ended an epoch of a corpus early, as another seq_length may have to."""
-    earlier = [one for one in state.phases if one.first_sample < phase.first_sample]
-    used = [one.seq_length for one in earlier if any(share.name == name for share in one.corpora)]
-    return bool(used) and used[-1] != phase.seq_length
-
-
-def _read_by_phase(phase: Phase, samples: int, seed: int) -> Iterator[tuple[CorpusShare, int, I64]]:
-    """(corpus, epoch, [n, 2] first unit and number of units of each range read) in the first samples."""
-    read = phase.mixture(seed).consumed(samples).tolist()
-    for share, count in zip(phase.corpora, read, strict=True):
-        order = share.order(phase.seq_length, derive_key(seed, "corpus", share.name))
-        epoch, sample = order.locate(np.arange(count))
-        if isinstance(order, TokenOrder):
-            spans = order.spans(epoch, sample) if count else None
-            if spans is None:
-                continue
-            epoch, sample, length = epoch[spans.row], spans.start, spans.length
-        else:
-            length = np.ones_like(sample)
-        for one in np.unique(epoch).tolist():
-            mine = epoch == one
-            yield share, one, np.stack([sample[mine], length[mine]], axis=1)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,8 +1,9 @@
-"""BERT samples: sentence pairs for masked language modelling and true next-sentence prediction.
+"""BERT samples: sentence pairs for masked language modelling and a decision about the pair.
 
-A is the first part of a run of sentences. For half of the samples B is the rest of the run, for the other
-half it is text from *another* document (Devlin et al., 2019). Which half, where A ends and who the partner
-is changes with the epoch, and depends on nothing but the seed, the epoch and the sample.
+A is the first part of a run of sentences. For half of the samples B is the rest of the run. For the other
+half B is text from *another* document (next-sentence prediction; Devlin et al., 2019), or the two are swapped
+(sentence-order prediction; Lan et al., 2020). Which half, where A ends and who the partner is changes with
+the epoch, and depends on nothing but the seed, the epoch and the sample.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.errors import DataError
+from pretrain.data.index_files import damaged
 from pretrain.data.objectives import PairBatch, Vocabulary
 from pretrain.data.pair_index import SPECIAL_TOKENS, PairIndex
 from pretrain.data.philox import I64, SampleIds, draw_words
@@ -31,7 +32,7 @@ class Span(NamedTuple):
 
 
 class PairPlan(NamedTuple):
-    """What a sample is made of, before any token is read."""
+    """What a sample is made of, before any token is read; `is_random` where B is not what follows A."""
 
     a: Span
     b: Span
@@ -46,9 +47,23 @@ class BertSamples:
     """
 
     def __init__(
-        self, tables: SentenceTables, index: PairIndex, vocabulary: Vocabulary, seq_length: int
+        self,
+        tables: SentenceTables,
+        index: PairIndex,
+        vocabulary: Vocabulary,
+        seq_length: int,
+        swapped: bool = False,
     ) -> None:
-        self.count = len(index.pairs)
+        """Set up.
+
+        Args:
+            tables: sentences of the corpus.
+            index: its runs of sentences.
+            vocabulary: the special ids.
+            seq_length: S, tokens in a sample.
+            swapped: half of the pairs are swapped instead of taken from two documents.
+        """
+        self.count, self._swapped = len(index.pairs), swapped
         self._tables, self._index, self._vocabulary, self._seq_length = tables, index, vocabulary, seq_length
 
     def read(self, ids: SampleIds) -> PairBatch:
@@ -85,6 +100,11 @@ class BertSamples:
         reader = self._tables.reader
         reader.want(reader.token_starts[blocks], lengths=True)
 
+    def parts(self, ids: SampleIds) -> list[list[tuple[int, int]]]:
+        """(first token in the corpus stream, tokens) of the one range of A and of B of one sample."""
+        (plan,), starts = self.plan(ids), self._tables.reader.token_starts
+        return [[(int(starts[span.block]) + span.start, span.length)] for span in (plan.a, plan.b)]
+
     def plan(self, ids: SampleIds) -> list[PairPlan]:
         """Choose the two spans of each sample; reads sentence tables, no tokens."""
         blocks = np.searchsorted(self._index.starts, ids.sample, side="right") - 1
@@ -99,17 +119,18 @@ class BertSamples:
         first, sentences, target = run
         table = self._tables.table(block)
         if sentences < 2 or first + sentences > len(table.starts):
-            raise DataError(f"the sample index {self._index.path} is damaged; delete it and start again")
+            raise damaged(self._index.path, "a run of sentences is not in its block")
         middle = first + 1 + _below(draws[0], sentences - 1)
         a = _span(block, table, first, middle)
         is_random = draws[1] >= 1 << 31
-        if is_random:
+        if is_random and not self._swapped:
             b = self._partner(block, first, max(target - a.length, 1), draws)
         else:
             b = _span(block, table, middle, first + sentences)
         longest = self._seq_length - SPECIAL_TOKENS
         cut_a, cut_b = cut_lengths(a.length, b.length, longest)
-        return PairPlan(_cut(a, cut_a, draws[5]), _cut(b, cut_b, draws[6]), is_random)
+        a, b = _cut(a, cut_a, draws[5]), _cut(b, cut_b, draws[6])
+        return PairPlan(b, a, True) if is_random and self._swapped else PairPlan(a, b, is_random)
 
     def _partner(self, block: int, sentence: int, target: int, draws: list[int]) -> Span:
         """About `target` tokens from a random place in another document, of the same block if it has one."""

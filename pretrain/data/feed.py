@@ -14,18 +14,21 @@ import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.bert_samples import BertSamples
+from pretrain.data.blocks import BadBlock
 from pretrain.data.gpt_samples import GptSamples
 from pretrain.data.mixture import Mixture
 from pretrain.data.objectives import MicroBatch
+from pretrain.data.packing_index import PackedSamples
 from pretrain.data.phases import CorpusShare, Order, Phase, check_same_corpus
 from pretrain.data.philox import I64, SampleIds
-from pretrain.data.reader import BadBlock, BlockReader
-from pretrain.data.skip import SkipLedger, SkippedSample, leave_out
+from pretrain.data.reader import BlockReader
+from pretrain.data.segments import SegmentSamples
+from pretrain.data.skip import SkipLog, SkippedSample, leave_out
 from pretrain.data.token_order import Spans, TokenOrder
 
 Split = Literal["train", "validation"]
 Arrays = Sequence[npt.NDArray[Any]]
-Samples = GptSamples | BertSamples
+Samples = GptSamples | PackedSamples | BertSamples | SegmentSamples
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,7 @@ class Feed:
     seed: int
     shuffle: bool
     phase: Phase
-    skips: SkipLedger | None = None
+    skips: SkipLog | None = None
 
     @property
     def sizes(self) -> I64:
@@ -152,16 +155,18 @@ class Feed:
 
     def want(self, located: Located) -> None:
         """Say which samples will be read soon; only corpora behind a network act on it."""
+        if not any(corpus.reader.remote for corpus in self.corpora):
+            return
         for index in np.unique(located.corpus).tolist():
             samples, mine = self.corpora[index].samples, located.of_corpus(index)
-            if isinstance(samples, BertSamples):
+            if not isinstance(samples, GptSamples):
                 samples.want(mine.ids)
             elif mine.spans is not None:
                 samples.want(mine.spans)
 
     def _read(self, located: Located) -> Arrays:
         """The arrays of samples of any corpora, one row each."""
-        sources = np.unique(located.corpus).tolist()
+        sources = np.unique(located.corpus).tolist() if len(self.corpora) > 1 else [0]
         if len(sources) == 1:
             return _read(self.corpora[sources[0]], located)
         merged: list[npt.NDArray[Any]] = []
@@ -173,7 +178,7 @@ class Feed:
                 whole[rows] = part
         return merged
 
-    def _read_around(self, located: Located, skips: SkipLedger) -> tuple[Arrays, npt.NDArray[np.bool_]]:
+    def _read_around(self, located: Located, skips: SkipLog) -> tuple[Arrays, npt.NDArray[np.bool_]]:
         """([B] rows with blanks for what cannot be read, [B] which those are)."""
         skipped = np.zeros(len(located.corpus), dtype=np.bool_)
         rows: list[Arrays] = []
@@ -194,6 +199,11 @@ class Feed:
             corpus.share.name: corpus.order.passes(n) for corpus, n in zip(self.corpora, read, strict=True)
         }
 
+    def stop(self) -> None:
+        """Let reads in other threads fail at once, until `close`."""
+        for corpus in self.corpora:
+            corpus.reader.stop()
+
     def close(self) -> None:
         """Close all shards."""
         for corpus in self.corpora:
@@ -201,7 +211,7 @@ class Feed:
 
 
 def _read(corpus: Corpus, located: Located) -> Arrays:
-    if isinstance(corpus.samples, BertSamples):
+    if not isinstance(corpus.samples, GptSamples):
         return corpus.samples.read(located.ids)
     assert located.spans is not None
     return corpus.samples.read(located.spans)

@@ -6,19 +6,23 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.errors import DataError
+from pretrain.data.objectives import DocumentRows
 from pretrain.data.reader import BlockReader
 from pretrain.data.token_order import Spans
+
+Rows = tuple[npt.NDArray[np.integer]] | DocumentRows
 
 
 class GptSamples:
     """Reads pieces of a corpus."""
 
-    def __init__(self, reader: BlockReader, seq_length: int) -> None:
+    def __init__(self, reader: BlockReader, seq_length: int, documents: bool = False) -> None:
         """Cut a corpus.
 
         Args:
             reader: the corpus.
             seq_length: S, tokens in a sample; one more is read for the last label.
+            documents: find out where documents begin.
 
         Raises:
             DataError: the corpus has too few tokens for one sample.
@@ -29,17 +33,18 @@ class GptSamples:
                 f"{reader.manifest.origin} has {tokens} tokens, too few for one sample of "
                 f"batch.seq_length: {seq_length} + 1; add documents or lower it"
             )
-        self._reader, self._seq_length = reader, seq_length
+        self._reader, self._seq_length, self._documents = reader, seq_length, documents
 
-    def blank(self) -> tuple[npt.NDArray[np.integer]]:
+    def blank(self) -> Rows:
         """What `read` would give for one sample of token 0, in place of one that cannot be read."""
-        return (np.zeros((1, self._seq_length + 1), dtype=self._reader.manifest.token_dtype),)
+        rows = np.zeros((1, self._seq_length + 1), dtype=self._reader.manifest.token_dtype)
+        return self._boundaries(rows, None) if self._documents else (rows,)
 
     def want(self, spans: Spans) -> None:
         """Say which samples will be read soon."""
         self._reader.want(np.concatenate([spans.start, spans.start + spans.length]))
 
-    def read(self, spans: Spans) -> tuple[npt.NDArray[np.integer]]:
+    def read(self, spans: Spans) -> Rows:
         """Read samples.
 
         Args:
@@ -47,13 +52,14 @@ class GptSamples:
 
         Returns:
             One array, [B, S + 1] token ids in the type that the shards store; the last token is the one that
-            follows the last span.
+            follows the last span. Or, with `documents`, rows that know where documents begin.
 
         Raises:
             DataError: a shard is missing or damaged.
         """
-        if not len(spans.row) or np.all(np.diff(spans.row) == 1):  # one span each, as nearly always
-            return (self._reader.read_rows(spans.start, self._seq_length + 1),)
+        if spans.one_each:
+            rows = self._reader.read_rows(spans.start, self._seq_length + 1)
+            return self._boundaries(rows, None) if self._documents else (rows,)
         rows = np.empty(
             (int(spans.row[-1]) + 1, self._seq_length + 1), dtype=self._reader.manifest.token_dtype
         )
@@ -62,4 +68,16 @@ class GptSamples:
         for row, end, length in zip(spans.row.tolist(), ends.tolist(), spans.length.tolist(), strict=True):
             buffers.append(rows[row, end - length : end + (end == self._seq_length)])
         self._reader.read_into(spans.start, buffers)
-        return (rows,)
+        return self._boundaries(rows, spans) if self._documents else (rows,)
+
+    def _boundaries(self, rows: npt.NDArray[np.integer], spans: Spans | None) -> DocumentRows:
+        """Mark in [B, S + 1] tokens where documents end, and where a range does not continue the last one."""
+        begins = np.empty(rows.shape, dtype=np.bool_)
+        begins[:, 0] = True
+        np.equal(rows[:, :-1], self._reader.manifest.eod_id, out=begins[:, 1:])
+        if spans is not None:
+            ends = np.cumsum(spans.length) - spans.row * self._seq_length
+            apart = (spans.start + spans.length)[:-1] != spans.start[1:]
+            joined = np.flatnonzero(apart & (ends[:-1] < self._seq_length))
+            begins[spans.row[joined], ends[joined]] = True
+        return DocumentRows(rows[:, :-1], rows[:, 1:], begins[:, :-1], ~begins[:, 1:])

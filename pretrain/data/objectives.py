@@ -19,8 +19,6 @@ MicroBatch = dict[str, npt.NDArray[np.generic]]
 Bools = npt.NDArray[np.bool_]
 
 PURPOSE_WORD_ORDER, PURPOSE_LAST_WORD, PURPOSE_REPLACEMENT = 0, 1, 2
-MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
-"""Of the predicted tokens: become [MASK], become a random one; the rest stays (Devlin et al., 2019, A.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +65,36 @@ class Vocabulary:
 
 
 class PairBatch(NamedTuple):
-    """Sentence pairs [CLS] A [SEP] B [SEP], not yet masked.
+    """Sentence pairs [CLS] A [SEP] B [SEP], or segments [CLS] A [SEP], not yet masked.
 
     Attributes:
         tokens: [B, S] int64, padded with pad_id.
         token_types: [B, S] int64, 1 for B and its [SEP].
         padding_mask: [B, S] bool, True for real tokens.
-        next_sentence_labels: [B] int64, 0 = B follows A, 1 = B is from another document.
+        next_sentence_labels: [B] int64, 0 = B follows A, 1 = B is from another document (NSP) or the two are
+            swapped (SOP), -100 = there is no B.
     """
 
     tokens: I64
     token_types: I64
     padding_mask: Bools
     next_sentence_labels: I64
+
+
+class DocumentRows(NamedTuple):
+    """Rows of tokens that know where documents begin.
+
+    Attributes:
+        tokens: [B, S], of any integer type.
+        labels: [B, S] the token after each.
+        begins: [B, S] bool, True where another document, another part of one, or the padding begins.
+        within: [B, S] bool, True where the label is of the same document as its token; False in padding.
+    """
+
+    tokens: npt.NDArray[np.integer]
+    labels: npt.NDArray[np.integer]
+    begins: Bools
+    within: Bools
 
 
 def causal_lm(tokens: npt.NDArray[np.integer]) -> MicroBatch:
@@ -95,8 +110,35 @@ def causal_lm(tokens: npt.NDArray[np.integer]) -> MicroBatch:
     return {"tokens": inputs, "labels": labels, "loss_mask": np.ones(inputs.shape, dtype=np.float32)}
 
 
+def document_lm(rows: DocumentRows, attention: bool, positions: bool, within: bool) -> MicroBatch:
+    """Predict every token from those before it, with boundaries between documents.
+
+    Args:
+        rows: B samples of S tokens.
+        attention: keep attention within documents: adds document_ids [B, S] int32, ascending from 0.
+        positions: count positions within documents: adds position_ids [B, S] int32.
+        within: leave out labels that are of another document than their token.
+
+    Returns:
+        As `causal_lm`, and what was asked for.
+    """
+    batch: MicroBatch = {
+        "tokens": rows.tokens.astype(np.int64),
+        "labels": rows.labels.astype(np.int64),
+        "loss_mask": rows.within.astype(np.float32) if within else np.ones(rows.tokens.shape, np.float32),
+    }
+    if attention:
+        begins = rows.begins.copy()
+        begins[:, 0] = False  # the first document is number 0, wherever it began
+        batch["document_ids"] = np.cumsum(begins, axis=1, dtype=np.int32)
+    if positions:
+        column = np.arange(rows.tokens.shape[1], dtype=np.int32)
+        batch["position_ids"] = column - np.maximum.accumulate(np.where(rows.begins, column, 0), axis=1)
+    return batch
+
+
 def masked_lm(pairs: PairBatch, ids: SampleIds, vocabulary: Vocabulary, masking: MaskingConfig) -> MicroBatch:
-    """BERT's two objectives: predict hidden tokens, and whether B follows A.
+    """BERT's two objectives: predict hidden tokens, and whether B follows A (Devlin et al., 2019, A.1).
 
     Words are drawn in random order until `mask_probability` of a sample's ordinary tokens is reached. The
     last word is taken with the probability that makes the expected number exact; every sample predicts one
@@ -106,7 +148,7 @@ def masked_lm(pairs: PairBatch, ids: SampleIds, vocabulary: Vocabulary, masking:
         pairs: B samples of S tokens.
         ids: identity of each sample; the only source of randomness.
         vocabulary: special ids and word boundaries.
-        masking: mask_probability, and whether whole words are hidden or single tokens.
+        masking: shares, and whether whole words are hidden or single tokens.
 
     Returns:
         tokens [B, S] with the hidden ones replaced, token_types [B, S], padding_mask [B, S],
@@ -117,7 +159,8 @@ def masked_lm(pairs: PairBatch, ids: SampleIds, vocabulary: Vocabulary, masking:
     positions = choose_positions(ordinary, starts, ids, masking.mask_probability)
     labels = pairs.tokens.ravel()[positions]
     tokens = pairs.tokens.copy()
-    tokens.ravel()[positions] = _replacements(labels, positions, ids, vocabulary, pairs.tokens.shape[1])
+    places = np.divmod(positions, tokens.shape[1])
+    tokens.ravel()[positions] = _replacements(labels, places, ids, vocabulary, masking)
     return {
         "tokens": tokens,
         "token_types": pairs.token_types,
@@ -184,14 +227,18 @@ def _shuffle_in_rows(first: I64, order: U64, length: int) -> tuple[I64, I64]:
     packed = np.sort((((row << SHIFT32) | order.ravel()[first]) << bits) | column)
     rows = (packed >> (SHIFT32 + bits)).astype(np.int64)
     columns = (packed & ((np.uint64(1) << bits) - np.uint64(1))).astype(np.int64)
-    return np.searchsorted(first, rows * length + columns), rows
+    number = np.empty(len(order) * length, dtype=np.int64)
+    number[first] = np.arange(len(first))
+    return number[rows * length + columns], rows
 
 
-def _replacements(labels: I64, positions: I64, ids: SampleIds, vocabulary: Vocabulary, length: int) -> I64:
-    """[m] what the model sees in place of each predicted token."""
-    rows, columns = np.divmod(positions, length)
+def _replacements(
+    labels: I64, places: tuple[I64, I64], ids: SampleIds, vocabulary: Vocabulary, masking: MaskingConfig
+) -> I64:
+    """[m] what the model sees in place of each predicted token; `places` are their rows and columns."""
+    rows, columns = places
     action, choice, _, _ = draws_at(ids, rows, PURPOSE_REPLACEMENT, columns)
     random_tokens = vocabulary.ordinary[below(choice, np.uint64(len(vocabulary.ordinary)))]
     share = action.astype(np.float64) / 2.0**32
-    changed = np.where(share < MASK_SHARE, vocabulary.mask_id, random_tokens)
-    return np.where(share < MASK_SHARE + RANDOM_SHARE, changed, labels)
+    changed = np.where(share < masking.mask_token_share, vocabulary.mask_id, random_tokens)
+    return np.where(share < masking.mask_token_share + masking.random_token_share, changed, labels)

@@ -11,16 +11,27 @@ from data_tools.errors import DataError
 from data_tools.shard_format import Manifest
 from data_tools.tokenizer import Tokenizer
 from pretrain.config.schema import CorpusConfig
+from pretrain.data.access.cached import check_cache_room
 from pretrain.data.access.opening import Access, fetch_tokenizer, open_source, open_tables
 from pretrain.data.bert_samples import BertSamples
 from pretrain.data.feed import Arrays, Corpus, Feed, Samples, Split
 from pretrain.data.gpt_samples import GptSamples
-from pretrain.data.objectives import MicroBatch, PairBatch, Vocabulary, causal_lm, masked_lm
+from pretrain.data.objectives import (
+    DocumentRows,
+    MicroBatch,
+    PairBatch,
+    Vocabulary,
+    causal_lm,
+    document_lm,
+    masked_lm,
+)
 from pretrain.data.order import IndexStart
+from pretrain.data.packing_index import PackedSamples, open_packing
 from pretrain.data.pair_index import open_pair_index
 from pretrain.data.phases import CorpusShare, Phase
-from pretrain.data.philox import SampleIds, derive_key
+from pretrain.data.philox import I64, SampleIds, derive_key
 from pretrain.data.reader import BlockReader
+from pretrain.data.segments import SegmentSamples, open_segments
 from pretrain.data.sentences import SentenceTables
 from pretrain.data.settings import StreamConfig
 from pretrain.data.token_order import TokenStart
@@ -50,12 +61,18 @@ def open_feed(config: StreamConfig, split: Split) -> Feed:
     vocabulary = Vocabulary.of(tokenizer) if config.kind == "bert" else None
     train = split == "train"
     seed = config.seed if train else VALIDATION_SEED
-    corpora = []
+    opened = []
     for entry, manifest in tables:
-        if manifest is None:
-            continue
-        _check_tokenizer(entry, manifest, tokenizer)
-        reader = BlockReader(manifest, config.data.verify_blocks, open_source(entry, manifest, access))
+        if manifest is not None:
+            _check_tokenizer(entry, manifest, tokenizer)
+            opened.append((entry, manifest, open_source(entry, manifest, access)))
+    if train:
+        limit = config.data.limit
+        tokens = (limit.tokens or (limit.samples or 0) * config.batch.seq_length) if limit else None
+        check_cache_room([source for *_, source in opened], config.data.cache_gb, tokens)
+    corpora = []
+    for entry, manifest, source in opened:
+        reader = BlockReader(manifest, config.data.verify_blocks, source)
         samples, share = _open_samples(config, entry, reader, vocabulary, limited=train)
         key = derive_key(seed, "corpus", entry.name)
         order = share.order(config.batch.seq_length, key if train else None)
@@ -64,7 +81,9 @@ def open_feed(config: StreamConfig, split: Split) -> Feed:
     return Feed(
         corpora=tuple(corpora),
         mixture=phase.mixture(seed),
-        objective=partial(_bert_objective, config, vocabulary) if vocabulary else _gpt_objective,
+        objective=(
+            partial(_bert_objective, config, vocabulary) if vocabulary else partial(_gpt_objective, config)
+        ),
         seed=seed,
         shuffle=train,
         phase=phase,
@@ -81,35 +100,70 @@ def _open_samples(
     """What a corpus is cut into, and how much of it is used."""
     length, limit = config.batch.seq_length, config.data.limit if limited else None
     share = partial(CorpusShare, entry.name, entry.weight, reader.manifest.hash)
-    if vocabulary is None:
+    samples: Samples
+    if vocabulary is not None:
+        samples, starts = _open_bert(config, reader, vocabulary)
+        size = samples.count
+        if limit and limit.tokens:
+            blocks = min(int(np.searchsorted(reader.token_starts, limit.tokens)), len(starts) - 1)
+            size = int(starts[blocks])
+    elif config.data.packing == "best_fit":
+        samples = PackedSamples(reader, open_packing(reader, length, Path(config.cache)), length)
+        size = samples.count
+        if limit and limit.tokens:
+            size = min(size, limit.tokens // length)
+    else:
+        samples = GptSamples(reader, length, _knows_documents(config))
         size = int(reader.token_starts[-1])
         if limit:
             size = min(size, limit.tokens or length * (limit.samples or 0))
         if size < length:
             raise DataError(f"data.limit: {size} tokens are too few for one sample of {length}; raise it")
-        return GptSamples(reader, length), share(size, "tokens", TokenStart())
-    if not reader.manifest.sentences:
-        raise DataError(
-            f"{reader.manifest.origin} has no sentence boundaries, which BERT's sentence pairs need; "
-            "prepare the corpus with sentences"
-        )
-    short = config.data.masking.short_sequence_probability
-    index = open_pair_index(reader, length, short, Path(config.cache))
-    samples = BertSamples(SentenceTables(reader), index, vocabulary, length)
-    size = samples.count
+        return samples, share(size, "tokens", TokenStart())
     if limit and limit.samples:
         size = min(size, limit.samples)
-    elif limit and limit.tokens:
-        blocks = min(int(np.searchsorted(reader.token_starts, limit.tokens)), len(index.starts) - 1)
-        size = int(index.starts[blocks])
     if not size:
         raise DataError("data.limit: no sample lies in so few tokens; raise it")
     return samples, share(size, "samples", IndexStart())
 
 
-def _gpt_objective(arrays: Arrays, ids: SampleIds) -> MicroBatch:
+def _open_bert(
+    config: StreamConfig, reader: BlockReader, vocabulary: Vocabulary
+) -> tuple[BertSamples | SegmentSamples, I64]:
+    """The samples, and [blocks + 1] the first one of each block."""
+    length, cache = config.batch.seq_length, Path(config.cache)
+    short = config.data.masking.short_sequence_probability
+    if config.data.sentence_pairs == "none":
+        segments = open_segments(reader, length, short, cache)
+        return SegmentSamples(reader, segments, vocabulary, length), segments.starts
+    if not reader.manifest.sentences:
+        raise DataError(
+            f"{reader.manifest.origin} has no sentence boundaries, which BERT's sentence pairs need; "
+            "prepare the corpus with sentences, or set data.sentence_pairs: none"
+        )
+    swapped = config.data.sentence_pairs == "sop"
+    pairs = open_pair_index(reader, length, short, cache, swapped)
+    return BertSamples(SentenceTables(reader), pairs, vocabulary, length, swapped), pairs.starts
+
+
+def _knows_documents(config: StreamConfig) -> bool:
+    """Whether GPT's samples must know where documents begin."""
+    data = config.data
+    packed = data.packing == "best_fit"
+    return packed or data.reset_attention_mask or data.reset_position_ids or data.eod_mask_loss
+
+
+def _gpt_objective(config: StreamConfig, arrays: Arrays, ids: SampleIds) -> MicroBatch:
     del ids  # nothing about next-token prediction is random
-    return causal_lm(arrays[0])
+    if not _knows_documents(config):
+        return causal_lm(arrays[0])
+    data, packed = config.data, config.data.packing == "best_fit"
+    return document_lm(
+        DocumentRows(*arrays),
+        attention=packed or data.reset_attention_mask,
+        positions=packed or data.reset_position_ids,
+        within=packed or data.eod_mask_loss,
+    )
 
 
 def _bert_objective(

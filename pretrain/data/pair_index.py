@@ -7,27 +7,22 @@ directory. It depends on the corpus and the parameters only, never on the seed, 
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
-import xxhash
 
 from data_tools.errors import DataError
+from pretrain.data.index_files import damaged, index_directory, map_array, sync
 from pretrain.data.philox import I64, SHIFT32, SampleIds, below, derive_key, draw_words
 from pretrain.data.reader import BlockReader, starts_of
 from pretrain.data.sentences import SentenceTable, read_table
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 PAIR_DTYPE = np.dtype([("sentence", "<u4"), ("sentences", "<u2"), ("target", "<u2")])
 """First sentence in the block's table, number of sentences, tokens aimed at."""
-STARTS_NAME, PAIRS_NAME = "starts.npy", "pairs.bin"
+STARTS_NAME, PAIRS_NAME = "starts.bin", "pairs.bin"
 SPECIAL_TOKENS = 3  # [CLS] A [SEP] B [SEP]
 MAX_SEQ_LENGTH = 1 << 16
 
@@ -47,16 +42,17 @@ class PairIndex:
     pairs: npt.NDArray[np.void]
 
 
-def open_pair_index(reader: BlockReader, seq_length: int, short_probability: float, cache: Path) -> PairIndex:
+def open_pair_index(
+    reader: BlockReader, seq_length: int, short_probability: float, cache: Path, swapped: bool = False
+) -> PairIndex:
     """Open the index of a split, building it where it is missing.
-
-    Any number of processes may do so at once: each writes under its own name, and the first to rename wins.
 
     Args:
         reader: the split.
         seq_length: tokens in a sample, special tokens included.
         short_probability: share of samples that aim at a random shorter length.
         cache: directory for indexes; created where missing.
+        swapped: pairs are swapped, so no sample needs text of another document.
 
     Raises:
         DataError: no sentences in the corpus, too few documents for random partners, a damaged shard or
@@ -66,41 +62,23 @@ def open_pair_index(reader: BlockReader, seq_length: int, short_probability: flo
         raise DataError(
             f"batch.seq_length: {seq_length} is over {MAX_SEQ_LENGTH}, the most for sentence pairs"
         )
-    parameters = [INDEX_VERSION, reader.manifest.hash, seq_length, short_probability]
-    path = cache / f"pairs-{xxhash.xxh3_128_hexdigest(json.dumps(parameters).encode())}"
-    if not path.exists():
-        draft = cache / f".{path.name}.{uuid.uuid4().hex}"
-        try:
-            draft.mkdir(parents=True)
-            _build(reader, seq_length - SPECIAL_TOKENS, short_probability, draft)
-            _publish(draft, path)
-        except OSError as error:
-            raise DataError(f"cannot write the sample index {path}: {error.strerror or error}") from error
-        finally:
-            shutil.rmtree(draft, ignore_errors=True)
-    return _load(path, len(reader.manifest.blocks))
 
+    def build(directory: Path) -> None:
+        _build(reader, seq_length - SPECIAL_TOKENS, short_probability, directory)
 
-def _publish(draft: Path, path: Path) -> None:
-    try:
-        draft.rename(path)
-    except OSError:
-        # A directory is there already: another process built the same bytes first.
-        if not path.is_dir():
-            raise
-
-
-def _load(path: Path, blocks: int) -> PairIndex:
-    try:
-        starts: I64 = np.load(path / STARTS_NAME)
-        pairs = np.memmap(path / PAIRS_NAME, dtype=PAIR_DTYPE, mode="r")
-    except (OSError, ValueError, EOFError) as error:
+    parameters = (INDEX_VERSION, reader.manifest.hash, seq_length, short_probability)
+    path = index_directory(cache, "pairs", parameters, build)
+    starts: I64 = np.asarray(map_array(path / STARTS_NAME, "<i8"))
+    pairs: npt.NDArray[np.void] = map_array(path / PAIRS_NAME, PAIR_DTYPE)
+    blocks = len(reader.manifest.blocks)
+    if len(starts) != blocks + 2 or int(starts[blocks]) != len(pairs):
+        raise damaged(path, "it is incomplete")
+    if starts[-1] < 2 and not swapped:
         raise DataError(
-            f"the sample index {path} cannot be read ({error}); delete it and start again"
-        ) from error
-    if len(starts) != blocks + 1 or int(starts[-1]) != len(pairs):
-        raise DataError(f"the sample index {path} is incomplete; delete it and start again")
-    return PairIndex(path, starts, pairs)
+            f"{reader.manifest.origin} has {starts[-1]} document with text, but next-sentence prediction "
+            "takes every second B from another document; add documents or set data.sentence_pairs: sop"
+        )
+    return PairIndex(path, starts[:-1], pairs)
 
 
 def _build(reader: BlockReader, longest: int, short_probability: float, directory: Path) -> None:
@@ -114,26 +92,15 @@ def _build(reader: BlockReader, longest: int, short_probability: float, director
             runs = cut_runs(table, targets)
             file.write(runs.tobytes())
             counts[block], documents = len(runs), documents + table.documents
-        _sync(file)
-    where = reader.manifest.directory
-    if documents < 2:
-        raise DataError(
-            f"{where} has {documents} document with text, but next-sentence prediction takes every second B "
-            "from another document; add documents"
-        )
+        sync(file)
     if not counts.any():
         raise DataError(
-            f"{where} has no document with two sentences, so no sentence pair; check how the corpus was "
-            "split into sentences"
+            f"{reader.manifest.origin} has no document with two sentences, so no sentence pair; check how "
+            "the corpus was split into sentences, or set data.sentence_pairs: none"
         )
     with (directory / STARTS_NAME).open("wb") as file:
-        np.save(file, starts_of(counts))
-        _sync(file)
-
-
-def _sync(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+        file.write(np.append(starts_of(counts), documents).astype("<i8").tobytes())
+        sync(file)
 
 
 def _targets(table: SentenceTable, block: int, longest: int, short_probability: float, key: np.uint64) -> I64:

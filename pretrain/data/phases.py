@@ -171,7 +171,13 @@ def check_same_corpus(before: CorpusShare, now: CorpusShare, same_length: bool) 
             "name"
         )
     if before.unit != now.unit or (before.size != now.size and (same_length or now.unit == "tokens")):
+        advice = "restore data.limit, data.masking and the model's kind"
+        if before.unit == now.unit and not same_length:
+            advice = (
+                f"restore the limit by data.limit: {{tokens: {before.size}}} (samples: are those of "
+                "batch.seq_length, which is another now)"
+            )
         raise DataError(
             f"cannot continue the data stream: corpus {now.name!r} has {now.size} {now.unit}, the training "
-            f"began with {before.size} {before.unit}; restore data.limit, data.masking and the model's kind"
+            f"began with {before.size} {before.unit}; {advice}"
         )

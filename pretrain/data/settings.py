@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pretrain.config.schema import (
     DataConfig,
@@ -45,3 +45,14 @@ class StreamConfig(Section):
             eval_samples=config.training.eval_samples,
             cache=str(Path(config.run_dir) / CACHE_DIRECTORY),
         )
+
+    def fixed(self) -> dict[str, Any]:
+        """The keys of `data` that decide what samples are, by name; a training cannot go on with others.
+
+        GPT's row of tokens is the same however a limit is written, so there its length is compared instead.
+        """
+        names = {"bert": ("limit", "masking", "sentence_pairs"), "gpt": ("packing",)}[self.kind]
+        if self.data.packing == "best_fit":
+            names = (*names, "limit")
+        values = self.data.model_dump(mode="json")
+        return {name: values[name] for name in names}

@@ -9,24 +9,25 @@ Each data-parallel rank writes what it skipped into a file of its own, one JSON 
 from __future__ import annotations
 
 import json
+import os
+import sys
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from pretrain.data.objectives import MicroBatch
 
-LEDGER_DIRECTORY = "skipped"
+SKIPPED_DIRECTORY = "skipped"
 IGNORED_LABEL = -100
 """What torch's cross_entropy takes for no target at all."""
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedSample:
-    """One line of a ledger.
+    """One line of such a file.
 
     Attributes:
         sample: global number, counted from the start of training.
@@ -43,7 +44,7 @@ class SkippedSample:
     problem: str
 
 
-class SkipLedger:
+class SkipLog:
     """The skipped samples of one rank; they count when their step is handed out, not when they are read."""
 
     def __init__(self, directory: Path, split: str, rank: int, size: int) -> None:
@@ -57,6 +58,7 @@ class SkipLedger:
         """
         self._directory, self._split, self._rank, self._size = directory, split, rank, size
         self._read: list[SkippedSample] = []
+        self._seen: dict[Path, _Seen] = {}
         self._lock = threading.Lock()
 
     def add(self, skipped: SkippedSample) -> None:
@@ -80,33 +82,66 @@ class SkipLedger:
         """Continue from a state: what an attempt that died skipped beyond it will be read again."""
         with self._lock:
             self._read = []
+        self._seen.clear()
         for path in sorted(self._directory.glob(f"{self._split}-*.jsonl")):
             if (
                 int(path.stem.rpartition("-")[2]) % self._size == self._rank
-            ):  # files of more ranks than now, too
-                rows = [row for row in _rows(path) if row["sample"] < consumed_samples]
-                path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            ):  # those of more ranks than now, too
+                _cut(path, consumed_samples)
 
     def counts(self, consumed_samples: int) -> dict[str, float]:
-        """How many samples and blocks all ranks skipped before `consumed_samples`, from their ledgers."""
-        rows = [row for path in self._directory.glob(f"{self._split}-*.jsonl") for row in _rows(path)]
-        rows = [row for row in rows if row["sample"] < consumed_samples]
-        return {
-            "data/skipped_samples": float(len({row["sample"] for row in rows})),
-            "data/skipped_blocks": float(len({(row["shard"], row["block"]) for row in rows})),
-        }
+        """How many samples and blocks all ranks skipped before `consumed_samples`, from their files."""
+        samples: set[int] = set()
+        blocks: set[tuple[str, int]] = set()
+        for path in self._directory.glob(f"{self._split}-*.jsonl"):
+            seen = self._seen[path] = _read_on(path, self._seen.get(path))
+            for sample, shard, block in seen.rows:
+                if sample < consumed_samples:
+                    samples.add(sample)
+                    blocks.add((shard, block))
+        return {"data/skipped_samples": float(len(samples)), "data/skipped_blocks": float(len(blocks))}
 
     def _path(self, rank: int) -> Path:
         return self._directory / f"{self._split}-{rank:05d}.jsonl"
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a ledger; a line that a killed process did not finish is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What was read of a file so far, so that counting again reads only what is new.
+
+    Attributes:
+        inode: of the file; another one was written anew.
+        offset: bytes of whole lines.
+        rows: (sample, shard, block) of each.
+    """
+
+    inode: int
+    offset: int
+    rows: list[tuple[int, str, int]]
+
+
+def _read_on(path: Path, seen: _Seen | None) -> _Seen:
+    """Read a file from where it was left; a line that is not finished is left for later."""
+    with path.open("rb") as file:
+        status = os.fstat(file.fileno())
+        if seen is None or seen.inode != status.st_ino or seen.offset > status.st_size:
+            seen = _Seen(status.st_ino, 0, [])
+        file.seek(seen.offset)
+        new = file.read()
+    new = new[: new.rfind(b"\n") + 1]
+    rows = [json.loads(line) for line in new.splitlines()]
+    seen.rows.extend((row["sample"], sys.intern(row["shard"]), row["block"]) for row in rows)
+    return replace(seen, offset=seen.offset + len(new))
+
+
+def _cut(path: Path, consumed_samples: int) -> None:
+    """Keep the whole lines of samples before `consumed_samples`; other processes may be reading."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    kept = [line for line in lines if line.endswith(b"\n") and json.loads(line)["sample"] < consumed_samples]
+    if len(kept) < len(lines):
+        draft = path.with_suffix(".partial")
+        draft.write_bytes(b"".join(kept))
+        draft.replace(path)
 
 
 def leave_out(batch: MicroBatch, rows: npt.NDArray[np.bool_]) -> MicroBatch:

@@ -21,6 +21,7 @@ class StreamState:
 
     Attributes:
         kind, split, seed: of the run; they never change.
+        fixed: `StreamConfig.fixed`; does not change either.
         phases: what is read, by first sample.
         batches: sizes of the steps, by first step.
         consumed_samples: samples handed to the trainers of all ranks.
@@ -29,6 +30,7 @@ class StreamState:
     kind: str
     split: str
     seed: int
+    fixed: dict[str, Any]
     phases: tuple[Phase, ...]
     batches: tuple[BatchPlan, ...]
     consumed_samples: int
@@ -44,6 +46,7 @@ class StreamState:
             "kind": self.kind,
             "split": self.split,
             "seed": self.seed,
+            "fixed": self.fixed,
             "phases": [phase.to_json() for phase in self.phases],
             "batches": [plan.to_json() for plan in self.batches],
             "consumed_samples": self.consumed_samples,
@@ -56,6 +59,8 @@ class StreamState:
         Raises:
             DataError: it is of another format, or no state.
         """
+        if not isinstance(data, Mapping):
+            raise DataError(f"cannot continue the data stream: its state is no mapping but {data!r:.80}")
         found = data.get("format")
         if found != STATE_FORMAT:
             raise DataError(
@@ -67,16 +72,20 @@ class StreamState:
         if not isinstance(consumed, int) or consumed < 0:
             raise DataError(f"cannot continue the data stream: consumed_samples is {consumed!r}")
         try:
-            return cls(
+            state = cls(
                 kind=data["kind"],
                 split=data["split"],
                 seed=data["seed"],
+                fixed=dict(data["fixed"]),
                 phases=tuple(Phase.from_json(phase) for phase in data["phases"]),
                 batches=tuple(BatchPlan.from_json(plan) for plan in data["batches"]),
                 consumed_samples=consumed,
             )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            if state.phases[0].first_sample or state.batches[0].sample:
+                raise ValueError("phases and batches do not begin at sample 0")
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise DataError(f"cannot continue the data stream: its state is damaged ({error!r})") from error
+        return state
 
     def continued_by(self, fresh: StreamState) -> StreamState:
         """The state of a run that goes on from here with its own configuration.
@@ -93,6 +102,13 @@ class StreamState:
                 raise DataError(
                     f"cannot continue the data stream: {name} is {ours!r} in this run, {theirs!r} in the "
                     "saved state"
+                )
+        for name in sorted(fresh.fixed.keys() | self.fixed.keys()):
+            ours, theirs = fresh.fixed.get(name), self.fixed.get(name)
+            if ours != theirs:
+                raise DataError(
+                    f"cannot continue the data stream: data.{name} is {ours!r} in this run, {theirs!r} in "
+                    "the saved state; restore it or start in another run_dir"
                 )
         step = self.step_table().step_before(self.consumed_samples)
         return replace(self, phases=self._phases(fresh), batches=self._batches(fresh, step))
@@ -121,4 +137,4 @@ class StreamState:
 def initial_state(config: StreamConfig, split: str, phase: Phase) -> StreamState:
     """The state at the beginning of a training."""
     batches = (BatchPlan(0, 0, config.batch),)
-    return StreamState(config.kind, split, config.seed, (phase,), batches, 0)
+    return StreamState(config.kind, split, config.seed, config.fixed(), (phase,), batches, 0)

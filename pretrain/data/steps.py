@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -97,10 +97,16 @@ class StepTable:
         """This table, if the ranks can share every step at and after a sample.
 
         Raises:
-            ConfigError: naming a size that they cannot share.
+            ConfigError: naming the sizes that they cannot share.
         """
-        for stage in self.stages_from(sample):
-            replace(plan, global_batch_size=stage.size)
+        pieces = plan.micro_batch_size * plan.size
+        wrong = sorted({stage.size for stage in self.stages_from(sample) if stage.size % pieces})
+        if wrong:
+            raise ConfigError(
+                f"batch.ramp: steps of {', '.join(map(str, wrong))} samples are to come, no multiples of "
+                f"batch.micro_batch_size x data-parallel size = {plan.micro_batch_size} x {plan.size}; "
+                "change one of them, or take more ranks when the ramp is over"
+            )
         return self
 
     def stages_from(self, sample: int) -> list[BatchStage]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from pretrain.data.objectives import MicroBatch
 from pretrain.data.opening import open_feed
 from pretrain.data.prefetch import Prefetcher
 from pretrain.data.settings import StreamConfig
-from pretrain.data.skip import LEDGER_DIRECTORY, SkipLedger
+from pretrain.data.skip import SKIPPED_DIRECTORY, SkipLog
 from pretrain.data.state import StreamState, initial_state
 from pretrain.data.steps import RankPlan, StepTable
 
@@ -83,7 +84,7 @@ class Stream:
         """
         self.consumed_samples = 0
         self._feed, self._plan, self._state, self._fresh = feed, plan, state, state
-        self._table = state.step_table().checked(state.consumed_samples, plan)
+        self._table = state.step_table()  # checked when it is used: a state may lie past the ramp
         self._prefetch_steps = prefetch_steps
         self._steps: Iterator[Step] | None = None
         self._stop_prefetcher = weakref.finalize(self, lambda: None)
@@ -144,6 +145,7 @@ class Stream:
 
         Raises:
             DataError: the state belongs to other data, or to other settings that decide on the order.
+            ConfigError: the ranks cannot share a batch size of `batch.ramp` that is still to come.
         """
         loaded = StreamState.from_json(state).continued_by(self._fresh)
         feed, self._table = (
@@ -156,21 +158,22 @@ class Stream:
     def close(self) -> None:
         """Stop the thread and close the shards. May be called twice."""
         self._end_prefetch()
-        self._feed.close()
         self._closed = True
 
     def _begin(self) -> Iterator[Step]:
+        table = self._table.checked(self.consumed_samples, self._plan)
         if self._feed.skips:
             self._feed.skips.go_on(self.consumed_samples)
-        steps = steps_from(self._feed, self._table, self._plan, self.consumed_samples)
+        steps = steps_from(self._feed, table, self._plan, self.consumed_samples)
         if not self._prefetch_steps:
             return steps
         prefetcher = Prefetcher(steps, self._prefetch_steps)
-        self._stop_prefetcher = weakref.finalize(self, prefetcher.stop)
+        self._stop_prefetcher = weakref.finalize(self, partial(_stop_reading, self._feed, prefetcher))
         return iter(prefetcher.get, None)
 
     def _end_prefetch(self) -> None:
         self._stop_prefetcher()
+        self._feed.close()  # also lets a feed that was stopped read again
         self._steps = None
 
 
@@ -198,7 +201,7 @@ def open_stream(
     plan = _rank_plan(settings, data_parallel_rank, data_parallel_size)
     feed = open_feed(settings, split)
     if settings.data.on_bad_block == "skip":
-        feed = replace(feed, skips=_ledger(settings, split, plan))
+        feed = replace(feed, skips=_skips(settings, split, plan))
     return Stream(feed, plan, initial_state(settings, split, feed.phase), settings.data.prefetch_steps)
 
 
@@ -228,7 +231,7 @@ def eval_batches(
     plan = _rank_plan(settings, data_parallel_rank, data_parallel_size)
     feed = open_feed(settings, "validation")
     if settings.data.on_bad_block == "skip":
-        feed = replace(feed, skips=_ledger(settings, "validation", plan))
+        feed = replace(feed, skips=_skips(settings, "validation", plan))
     try:
         samples = min(settings.eval_samples, feed.mixture.samples_before_repeat(feed.sizes))
         steps = steps_from(feed, initial_state(settings, "validation", feed.phase).step_table(), plan, 0)
@@ -242,8 +245,14 @@ def eval_batches(
         feed.close()
 
 
-def _ledger(config: StreamConfig, split: Split, plan: RankPlan) -> SkipLedger:
-    return SkipLedger(Path(config.cache) / LEDGER_DIRECTORY, split, plan.rank, plan.size)
+def _stop_reading(feed: Feed, prefetcher: Prefetcher[Step]) -> None:
+    """End a thread that may be waiting for stalled storage."""
+    feed.stop()
+    prefetcher.stop()
+
+
+def _skips(config: StreamConfig, split: Split, plan: RankPlan) -> SkipLog:
+    return SkipLog(Path(config.cache) / SKIPPED_DIRECTORY, split, plan.rank, plan.size)
 
 
 def _settings(config: RunConfig | StreamConfig, cache: Path | None) -> StreamConfig:

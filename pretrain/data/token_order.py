@@ -43,9 +43,14 @@ class Spans(NamedTuple):
     start: I64
     length: I64
 
+    @property
+    def one_each(self) -> bool:
+        """Whether every sample is one range, as nearly always."""
+        return not len(self.row) or int(self.row[-1]) + 1 == len(self.row)
+
     def take(self, begin: int, end: int) -> Spans:
         """The spans of samples begin..end-1, which are then counted from 0."""
-        first, stop = np.searchsorted(self.row, (begin, end))
+        first, stop = (begin, end) if self.one_each else np.searchsorted(self.row, (begin, end))
         return Spans(self.row[first:stop] - begin, self.start[first:stop], self.length[first:stop])
 
     def pick(self, chosen: npt.NDArray[np.bool_]) -> Spans:
@@ -127,9 +132,10 @@ class TokenOrder:
         """
         epoch, done = (int(array[0]) for array in self.locate(np.array([number])))
         stretches = self._first if epoch == self.start.epoch else self._whole
-        if seq_length != self.seq_length and done:
-            if group_tokens(seq_length) != self._ring.group:
-                return TokenStart(epoch + 1)
+        begun = done or stretches != self._whole  # without done: an earlier phase began it
+        if begun and group_tokens(seq_length) != self._ring.group:
+            return TokenStart(epoch + 1)
+        if done and seq_length != self.seq_length:
             return TokenStart(epoch, unread_after(self._ring, stretches, self.seq_length, done))
         return TokenStart(epoch, None if stretches == self._whole else stretches, done)
 

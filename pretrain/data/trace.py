@@ -11,8 +11,8 @@ import numpy as np
 
 from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer
-from pretrain.data.bert_samples import BertSamples
 from pretrain.data.feed import Corpus, Feed, Located
+from pretrain.data.gpt_samples import GptSamples
 from pretrain.data.ledger import Attempt, effective, read_ledger
 from pretrain.data.opening import open_feed, open_tokenizer
 from pretrain.data.philox import I64
@@ -104,10 +104,8 @@ def _trace(feed: Feed, tokenizer: Tokenizer, located: Located, rank: int, number
 
 def _parts(corpus: Corpus, located: Located) -> list[list[tuple[int, int]]]:
     """(first token in the corpus stream, tokens) of the ranges of each text of one sample."""
-    if isinstance(corpus.samples, BertSamples):
-        (plan,) = corpus.samples.plan(located.ids)
-        starts = corpus.reader.token_starts
-        return [[(int(starts[span.block]) + span.start, span.length)] for span in (plan.a, plan.b)]
+    if not isinstance(corpus.samples, GptSamples):
+        return corpus.samples.parts(located.ids)
     assert located.spans is not None
     return [list(zip(located.spans.start.tolist(), located.spans.length.tolist(), strict=True))]
 

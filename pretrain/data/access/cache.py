@@ -55,7 +55,8 @@ class ShardCache:
         now = time.monotonic()
         if now - self._touched.get(shard.xxh3_128, -TOUCH_SECONDS) >= TOUCH_SECONDS:
             self._touched[shard.xxh3_128] = now
-            os.utime(descriptor)
+            with contextlib.suppress(OSError):  # another user's file; it then goes earlier than it should
+                os.utime(descriptor)
         return descriptor
 
     def fetch(self, shard: ShardInfo, fill: Callable[[int], None]) -> None:
@@ -123,7 +124,7 @@ class ShardCache:
             if _digest(descriptor, shard.bytes) == shard.xxh3_128:
                 return
             if attempt == 2:
-                raise AccessError("what was fetched does not match the hash of the shard in its manifest")
+                raise AccessError("what came does not match the hash in its manifest", damaged=True)
 
     def _reserve(self, descriptor: int, size: int) -> None:
         """Give an empty file its full size, within the bound and on the disk; removes older shards for it."""

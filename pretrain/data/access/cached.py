@@ -5,16 +5,21 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
+from data_tools.errors import DataError
 from data_tools.shard_format import Manifest, ShardInfo
 from pretrain.data.access.cache import ShardCache
 from pretrain.data.access.errors import AccessError, NoRanges
 from pretrain.data.access.origin import PIECE_BYTES, Origin
 from pretrain.data.access.retry import Retry, with_retries
-from pretrain.data.access.source import fill
+from pretrain.data.access.source import Source, check_running, fill, wait_for
+
+WINDOW_SHARDS = 600
+"""Shards that a shuffle window may read from: one for each of its 512 groups, and some that lie in two."""
 
 
 class CachedShards:
@@ -70,6 +75,17 @@ class CachedShards:
         """See `Source`."""
         return self._origin.name(self._manifest.shards[shard].path)
 
+    def window_bytes(self, tokens: int | None) -> int:
+        """What shuffled samples of the first `tokens` tokens need in the cache at a time; None of all."""
+        starts = np.cumsum([0] + [shard.tokens for shard in self._manifest.shards])
+        last = None if tokens is None else int(np.searchsorted(starts, tokens))
+        sizes = (shard.bytes for shard in self._manifest.shards[:last])
+        return sum(sorted(sizes, reverse=True)[:WINDOW_SHARDS])
+
+    def stop(self) -> None:
+        """See `Source`."""
+        self._stop.set()
+
     def close(self) -> None:
         """See `Source`."""
         with self._lock:
@@ -84,21 +100,30 @@ class CachedShards:
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="headwater-shard")
-            if shard not in self._fetches:
-                self._fetches[shard] = self._pool.submit(self._fetch, shard, self._stop)
-            return self._fetches[shard]
+            if shard in self._fetches:
+                return self._fetches[shard]
+            future = self._fetches[shard] = self._pool.submit(self._fetch, shard, self._stop)
+        future.add_done_callback(partial(self._forget, shard))  # not under the lock: it may be done already
+        return future
+
+    def _forget(self, shard: int, future: Future[None]) -> None:
+        """After success a later fetch begins anew; one that failed stays for the read that waits for it."""
+        if future.cancelled() or future.exception() is None:
+            self._drop(shard, future)
+
+    def _drop(self, shard: int, future: Future[None]) -> None:
+        with self._lock:
+            if self._fetches.get(shard) is future:
+                del self._fetches[shard]
 
     def _fetched(self, shard: int) -> None:
         """Wait until a shard has been fetched."""
+        check_running(self._stop)
         future = self._begin(shard)
         try:
-            future.result()
-        except CancelledError as error:
-            raise AccessError("the reader was closed") from error
+            wait_for(future, self._stop)
         finally:
-            with self._lock:
-                if self._fetches.get(shard) is future:
-                    del self._fetches[shard]
+            self._drop(shard, future)
 
     def _fetch(self, shard: int, stop: threading.Event) -> None:
         info = self._manifest.shards[shard]
@@ -116,7 +141,7 @@ class CachedShards:
         """Copy a piece, with retries of its own."""
 
         def read() -> bytes:
-            _check_running(stop)
+            check_running(stop)
             return self._origin.read(info.path, start, min(PIECE_BYTES, info.bytes - start))
 
         _write(descriptor, with_retries(read, self._retry, stop.wait), start)
@@ -125,17 +150,37 @@ class CachedShards:
         """Copy a shard in one go; one attempt."""
         done = 0
         for piece in self._origin.stream(info.path):
-            _check_running(stop)
+            check_running(stop)
             if done + len(piece) > info.bytes:
-                raise AccessError(f"the file is longer than the {info.bytes} bytes of the manifest")
+                raise AccessError(
+                    f"the file is longer than the {info.bytes} bytes of the manifest", damaged=True
+                )
             done = _write(descriptor, piece, done)
         if done != info.bytes:
-            raise AccessError(f"the file ends too early, after {done} of {info.bytes} bytes", transient=True)
+            problem = f"the file ends too early, after {done} of {info.bytes} bytes"
+            raise AccessError(problem, transient=True, damaged=True)
 
 
-def _check_running(stop: threading.Event) -> None:
-    if stop.is_set():
-        raise AccessError("the reader was closed")
+def check_cache_room(sources: Iterable[Source], cache_gb: float, tokens: int | None = None) -> None:
+    """Refuse a cache that shuffled samples would empty as fast as they fill it, a shard for each.
+
+    Args:
+        sources: of all corpora of a run.
+        cache_gb: `data.cache_gb`.
+        tokens: used of each corpus, from its beginning; None uses all of it.
+
+    Raises:
+        DataError: the cache is too small.
+    """
+    cached = [source for source in sources if isinstance(source, CachedShards)]
+    needed = sum(source.window_bytes(tokens) for source in cached) / 2**30
+    if needed > cache_gb:
+        raise DataError(
+            f"data.cache_gb: {cache_gb:g} is less than the {needed:.6g} GiB of shards that shuffled samples "
+            f"come from at a time ({len(cached)} corpora behind it, up to {WINDOW_SHARDS} shards each); "
+            "each sample could fetch a whole shard again. Set data.cache_gb to more than "
+            f"{needed:.6g}, read by range requests (data.access: range), or prepare smaller shards"
+        )
 
 
 def _write(descriptor: int, piece: bytes, offset: int) -> int:

@@ -14,7 +14,7 @@ from pretrain.config.schema import CorpusConfig, DataConfig
 from pretrain.data.access.cache import ShardCache
 from pretrain.data.access.cached import CachedShards
 from pretrain.data.access.errors import AccessError, NoRanges, NotFound
-from pretrain.data.access.local import LocalShards
+from pretrain.data.access.local import MAX_OPEN_SHARDS, LocalShards
 from pretrain.data.access.origin import HttpOrigin, Origin, UrlOrigin
 from pretrain.data.access.pipe import PipeOrigin
 from pretrain.data.access.ranges import RangeShards
@@ -97,7 +97,7 @@ def open_source(entry: CorpusConfig, manifest: Manifest, access: Access) -> Sour
         DataError: they cannot be reached in the way that `data.access` asks for.
     """
     if entry.shards is None and not is_url(entry.path):
-        return LocalShards(manifest)
+        return LocalShards(manifest, max(1, MAX_OPEN_SHARDS // len(access.data.corpora)))
     base = entry.shards or f"{entry.path.rstrip('/')}/{{shard}}"
     origin = access.origin(base.replace("{shard}", f"{manifest.split}/{{shard}}"))
     if access.data.access != "cache" and _has_ranges(origin, manifest, access):

@@ -16,6 +16,8 @@ PIECE_BYTES = 8 << 20
 """A whole file is read in pieces of this size, so that a failure repeats little."""
 BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP status codes that go away by themselves."""
+BEYOND_THE_END = 416
+"""HTTP status of a range that begins behind the end of a file."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 """Optional dependencies of Headwater that a scheme needs."""
 
@@ -65,7 +67,9 @@ class UrlOrigin:
             raise explain(error, self._timeout) from error
         if len(payload) != length:
             raise AccessError(
-                f"the file ends too early, {len(payload)} of {length} bytes came", transient=True
+                f"the file ends too early, {len(payload)} of {length} bytes came",
+                transient=True,
+                damaged=True,
             )
         return payload
 
@@ -126,7 +130,8 @@ class HttpOrigin(UrlOrigin):
             response.close()
             if response.status == 404:
                 raise NotFound("no such file (HTTP status 404)")
-            raise AccessError(f"HTTP status {response.status} {response.reason}", response.status in BUSY)
+            problem, status = f"HTTP status {response.status} {response.reason}", response.status
+            raise AccessError(problem, status in BUSY, damaged=status == BEYOND_THE_END)
         return response
 
     async def _get_range(self, url: str, start: int, length: int) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import xxhash
@@ -18,6 +18,7 @@ from data_tools.shard_format import Manifest
 from pretrain.data.access.errors import AccessError
 from pretrain.data.access.origin import Origin
 from pretrain.data.access.retry import Retry, with_retries
+from pretrain.data.access.source import check_running, wait_for
 
 AHEAD_SHARE = 4
 """One `want` may fill this part of the memory; more would drive out what is needed now."""
@@ -78,6 +79,10 @@ class RangeShards:
         """See `Source`."""
         return self._origin.name(self._manifest.shards[shard].path)
 
+    def stop(self) -> None:
+        """See `Source`."""
+        self._stop.set()
+
     def close(self) -> None:
         """See `Source`."""
         with self._lock:
@@ -97,14 +102,12 @@ class RangeShards:
             else:
                 self._pieces.move_to_end(key)
         try:
-            return found[0].result()
-        except (AccessError, CancelledError) as error:
+            return wait_for(found[0], self._stop)
+        except AccessError:
             with self._lock:
                 if self._pieces.get(key) is found:  # a later read tries anew
                     del self._pieces[key]
                     self._used -= found[1]
-            if isinstance(error, CancelledError):
-                raise AccessError("the reader was closed") from error
             raise
 
     def _start(self, key: tuple[int, bool]) -> tuple[Future[bytes], int]:
@@ -136,13 +139,12 @@ class RangeShards:
 
         def once() -> bytes:
             nonlocal wrong
-            if stop.is_set():
-                raise AccessError("the reader was closed")
+            check_running(stop)
             payload = self._origin.read(path, begin, length)
             if self._digest(block, lengths, payload) != int(row["lengths_xxh3" if lengths else "xxh3"]):
                 wrong += 1  # once may be the network's fault, twice is the shard's
                 what = "lengths of documents" if lengths else "tokens"
-                raise AccessError(f"the {what} do not match their hash", transient=wrong < 2)
+                raise AccessError(f"the {what} do not match their hash", transient=wrong < 2, damaged=True)
             return payload
 
         return with_retries(once, self._retry, stop.wait)

@@ -52,6 +52,7 @@ def with_retries(
             if not error.transient:
                 raise
             if failures >= retry.attempts:
-                raise AccessError(f"{error} (tried {failures} times)") from error
+                text = f"{error} (tried {failures} times)"
+                raise AccessError(text, damaged=error.damaged) from error
         sleep(retry.delay(failures, _jitter()))
     raise AssertionError("unreachable")

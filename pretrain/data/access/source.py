@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterable
-from typing import Protocol
+from concurrent.futures import CancelledError, Future, wait
+from typing import Protocol, TypeVar
 
 from pretrain.data.access.errors import AccessError
+
+CLOSED = "the reader was closed"
+STOP_SECONDS = 0.1
+"""How soon a read that waits for another thread notices that it was stopped."""
+
+Result = TypeVar("Result")
 
 
 class Source(Protocol):
@@ -36,8 +44,33 @@ class Source(Protocol):
     def name(self, shard: int) -> str:
         """Path or URL of a shard, for messages."""
 
+    def stop(self) -> None:
+        """Let every read fail at once, also those that wait, until `close`; called by any thread."""
+
     def close(self) -> None:
         """Give back descriptors and threads; the source may be used again."""
+
+
+def wait_for(future: Future[Result], stop: threading.Event) -> Result:
+    """The result of a fetch in another thread; waits for it, but not for longer than until `stop`.
+
+    Raises:
+        AccessError: the fetch failed, or the source was stopped.
+    """
+    while not stop.is_set() and not wait([future], STOP_SECONDS).done:
+        pass
+    if stop.is_set():
+        raise AccessError(CLOSED)
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise AccessError(CLOSED) from error
+
+
+def check_running(stop: threading.Event) -> None:
+    """Raises an `AccessError` after `stop`."""
+    if stop.is_set():
+        raise AccessError(CLOSED)
 
 
 def fill(descriptor: int, buffer: memoryview, offset: int) -> None:
@@ -54,4 +87,4 @@ def fill(descriptor: int, buffer: memoryview, offset: int) -> None:
     except OSError as error:
         raise AccessError(error.strerror or str(error)) from error
     if not read:
-        raise AccessError("the file ends too early")
+        raise AccessError("the file ends too early", damaged=True)

@@ -157,7 +157,7 @@ def test_parquet_text_that_is_not_utf8(tmp_path: Path) -> None:
     path = tmp_path / "f.parquet"
     buffers = [None, pa.array([0, 2, 4], pa.int32()).buffers()[1], pa.py_buffer(b"ab\xff\xfe")]
     column = pa.Array.from_buffers(pa.string(), 2, buffers)
-    for stored in (column, pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int8()), column)):
+    for stored in (column, pa.DictionaryArray.from_arrays(pa.array([0, 1], pa.int32()), column)):
         pq.write_table(pa.table({"text": stored}), path)
         intake, documents = read_all([path])
         assert texts_of(documents) == ["ab"]
@@ -174,7 +174,7 @@ def test_parquet_names_that_are_not_utf8(tmp_path: Path, dictionary: bool) -> No
     ]
     column = pa.Array.from_buffers(pa.string(), 3, buffers)
     if dictionary:
-        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int8()), column[:2])
+        column = pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int32()), column[:2])
     pq.write_table(pa.table({"text": ["x", "y", "z"], "id": column, "source": column}), path)
     _, documents = read_all([path])
     third = "ab" if dictionary else ""

@@ -12,8 +12,8 @@ import pytest
 
 from pretrain import loop
 from pretrain.checkpoint import CheckpointError
-from pretrain.loop import TrainingError, _check_finite
-from pretrain.step import StepMetrics
+from pretrain.loop import _check_finite
+from pretrain.step import StepMetrics, TrainingError
 
 SCRIPT = """
 import os, signal, sys, time

@@ -9,7 +9,7 @@ import pytest
 from data_tools.errors import DataError
 from data_tools.shard_format import load_manifest
 from pretrain.data import eval_batches, open_stream
-from pretrain.data.skip import IGNORED_LABEL, SkipLedger, SkippedSample, leave_out
+from pretrain.data.skip import IGNORED_LABEL, SkipLog, SkippedSample, leave_out
 from tests.unit.pretrain_data.servers import serve
 from tests.unit.pretrain_data.support import run_config
 from tests.unit.pretrain_data.test_remote import no_waiting  # noqa: F401
@@ -205,14 +205,14 @@ def test_ledgers_of_more_ranks_than_now_are_cut_too(tmp_path):
         return SkippedSample(sample, "it", "a.tar", sample % 3, 0, "hash")
 
     for rank in range(4):
-        ledger = SkipLedger(tmp_path, "train", rank, 4)
+        ledger = SkipLog(tmp_path, "train", rank, 4)
         for sample in range(rank, 40, 4):
             ledger.add(row(sample))
         ledger.hand_out(30)
         assert ledger.counts(100)["data/skipped_samples"] == len(range(0, 30)) // 4 * (rank + 1) + min(
             rank + 1, 2
         )
-    ledgers = [SkipLedger(tmp_path, "train", rank, 2) for rank in range(2)]
+    ledgers = [SkipLog(tmp_path, "train", rank, 2) for rank in range(2)]
     with (tmp_path / "train-00003.jsonl").open("a") as file:
         file.write('{"sample": 3, "cor')  # killed while writing
     for ledger in ledgers:

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from pretrain.data import open_stream
-from pretrain.data.audit import Report, _walk
 from pretrain.data.state import StreamState
+from pretrain.data.walk import walk
 from tests.unit.pretrain_data.support import run_config, write_corpus
 from tests.unit.pretrain_data.test_stream import assert_same, close, join, open_ranks
 
@@ -58,10 +58,9 @@ def chain(configs: list[Any], boundaries: list[int], expected: list[dict], seed:
 
 def assert_once_an_epoch(state: dict, epochs: int) -> None:
     """Walk the order of a finished training: complete epochs are whole, nothing is in one of them twice."""
-    report = Report()
-    _walk(StreamState.from_json(state), report)
-    assert report.problems == []
-    assert len(report.facts) >= epochs
+    facts, problems = walk(StreamState.from_json(state))
+    assert problems == []
+    assert len(facts) >= epochs
 
 
 KINDS = pytest.mark.parametrize("kind", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])

@@ -63,20 +63,24 @@ def test_share_of_predicted_tokens(masking):
     assert abs(share - masking.mask_probability) < 0.001
 
 
-def test_eighty_ten_ten():
+@pytest.mark.parametrize("shares", [(0.8, 0.1), (0.5, 0.3), (1.0, 0.0)])
+def test_what_becomes_of_predicted_tokens(shares):
+    masking = MaskingConfig(mask_token_share=shares[0], random_token_share=shares[1])
     pairs = random_pairs(3000, 128)
-    batch = masked_lm(pairs, ids_of(np.arange(3000)), VOCABULARY, WHOLE)
+    batch = masked_lm(pairs, ids_of(np.arange(3000)), VOCABULARY, masking)
     seen = batch["tokens"].ravel()[batch["masked_positions"]]
     labels = batch["masked_labels"]
     count = len(labels)
     assert np.array_equal(labels, pairs.tokens.ravel()[batch["masked_positions"]])
     masked, kept = seen == VOCABULARY.mask_id, seen == labels
     random = seen[~masked & ~kept]
-    tolerance = 4 * np.sqrt(0.16 / count)
-    assert abs(masked.mean() - 0.8) < tolerance
-    assert abs(kept.mean() - 0.1) < tolerance
+    tolerance = 4 * np.sqrt(0.25 / count)
+    assert abs(masked.mean() - shares[0]) < tolerance
+    assert abs(kept.mean() - (1 - sum(shares))) < tolerance
     assert not VOCABULARY.is_special[random].any()
-    assert random.min() < 3000 and random.max() > 62_000  # drawn from the whole vocabulary
+    assert (random.size == 0) == (shares[1] == 0.0)
+    if random.size:
+        assert random.min() < 3000 and random.max() > 62_000  # drawn from the whole vocabulary
     untouched = np.delete(batch["tokens"].ravel(), batch["masked_positions"])
     assert np.array_equal(untouched, np.delete(pairs.tokens.ravel(), batch["masked_positions"]))
 

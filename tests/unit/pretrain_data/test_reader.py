@@ -8,8 +8,9 @@ import pytest
 
 from data_tools.errors import DataError
 from data_tools.shard_format import Manifest, load_manifest
-from pretrain.data.access import local
-from pretrain.data.reader import BadBlock, BlockReader
+from pretrain.data.access.local import LocalShards
+from pretrain.data.blocks import BadBlock
+from pretrain.data.reader import BlockReader
 from pretrain.data.sentences import SentenceTables, read_table
 from tests.unit.pretrain_data.support import marked_documents, marked_split, raw_stream, read_with_webdataset
 
@@ -138,10 +139,9 @@ def test_a_missing_shard_is_found_at_opening_and_at_reading(manifest):
         read(reader, int(reader.token_starts[-1]) - 10, 10)
 
 
-def test_few_descriptors_are_open_and_none_stays(manifest, monkeypatch):
-    monkeypatch.setattr(local, "MAX_OPEN_SHARDS", 2)
+def test_few_descriptors_are_open_and_none_stays(manifest):
     before = open_descriptors()
-    reader = BlockReader(manifest)
+    reader = BlockReader(manifest, source=LocalShards(manifest, max_open=2))
     for _ in range(3):
         for start in reader.token_starts[:-1]:
             read(reader, int(start), 1)

@@ -154,6 +154,33 @@ def test_a_longer_group_begins_the_next_epoch(small_groups):
     assert order.cursor(0, 65) == TokenStart(0)
 
 
+def test_a_longer_group_begins_the_next_epoch_where_only_a_phase_before_read_of_this_one(small_groups):
+    begun = TokenOrder(3000, 16, KEY).cursor(40, 32)
+    assert begun.epoch == 0 and begun.stretches
+    idle = TokenOrder(3000, 32, KEY, begun)
+    assert idle.cursor(0, 16) == begun
+    assert idle.cursor(0, 65) == idle.cursor(1, 65) == TokenStart(1)
+    assert TokenOrder(3000, 65, KEY).cursor(5, 64) == TokenStart(1)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_no_token_twice_when_groups_change_too(seed, small_groups):
+    """Chains of changes over the group size, where a third of the phases gives no sample of this corpus."""
+    rng = np.random.default_rng(seed)
+    tokens = int(rng.integers(1000, 4000))
+    seen: dict[int, list[np.ndarray]] = {}
+    order = TokenOrder(tokens, 16, KEY)
+    for _ in range(25):
+        stop = int(rng.integers(0, 30)) * int(rng.random() > 0.33)
+        for epoch, sample in tokens_read(order, 0, stop) if stop else []:
+            seen.setdefault(epoch, []).append(sample)
+        length = int(rng.choice([8, 24, 64, 96, 200]))
+        order = TokenOrder(tokens, length, KEY, order.cursor(stop, length))
+    for epoch, samples in seen.items():
+        read = np.concatenate(samples)
+        assert len(np.unique(read)) == len(read), f"epoch {epoch} repeats"
+
+
 def test_starts_survive_json(small_groups):
     order = TokenOrder(3000, 16, KEY)
     for length in (24, 8, 32):

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from pretrain import step
+from pretrain.step import TrainingError, train_step
+
+
+class Model:
+    def loss_weights(self):
+        return {"first": 1.0, "second": 1.0}
+
+    def target_counts(self, batch):
+        return {name: float(batch[name].sum()) for name in self.loss_weights()}
+
+
+class Engine:
+    def __init__(self):
+        self.model = Model()
+        self.topology = SimpleNamespace(device=torch.device("cpu"), data_parallel_group=None)
+        self.steps = 0
+
+    def begin_step(self, micro_batches):
+        pass
+
+    def forward(self, batch):
+        return {name: 3.0 * batch[name].sum() for name in ("first", "second")}
+
+    def backward(self, loss):
+        pass
+
+    def step(self, lr):
+        self.steps += 1
+        return SimpleNamespace(grad_norm=1.0, applied=True)
+
+
+@pytest.fixture
+def engine(monkeypatch):
+    monkeypatch.setattr(step.dist, "all_reduce", lambda *_, **__: None)
+    return Engine()
+
+
+def batch(first, second):
+    return {"first": np.array(first, dtype=np.float32), "second": np.array(second, dtype=np.float32)}
+
+
+def test_a_step_without_any_target_is_an_error_before_the_update(engine):
+    with pytest.raises(TrainingError, match="no target.*on_bad_block"):
+        train_step(engine, [batch([0, 0], [0]), batch([0], [0])], lr=1.0)
+    assert not engine.steps
+
+
+def test_a_loss_or_a_micro_batch_may_have_no_target(engine):
+    found = train_step(engine, [batch([0, 0], [0]), batch([1, 1], [0])], lr=1.0)
+    assert found.losses == {"loss": 3.0, "first": 3.0, "second": 0.0} and engine.steps == 1
