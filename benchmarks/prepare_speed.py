@@ -9,7 +9,8 @@ Every repeat runs each of them once, with the same text, vocabulary and number o
 - Megatron-LM's tools/preprocess_data.py: as a whole, and the rate it reports itself, without its start-up.
 
 The text is what is installed of Debian's linux-doc and python3-doc (or --documents): 100 MB and more. The
-vocabulary is trained on it first. Megatron-LM needs a checkout of release core_v0.16.1 and the package triton.
+vocabulary is trained on it first. Megatron-LM needs a checkout of release core_v0.16.1 and the package
+triton.
 """
 
 from __future__ import annotations

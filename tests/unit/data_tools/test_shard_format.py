@@ -158,3 +158,23 @@ def test_a_manifest_that_is_no_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / MANIFEST_NAME).write_text("{")
     with pytest.raises(DataError, match=r"manifest\.json: not a manifest, or damaged"):
         load_manifest(tmp_path)
+
+
+def test_a_tar_of_short_documents_is_hardly_larger_than_its_tokens(tmp_path: Path) -> None:
+    header = Header(
+        corpus="c",
+        split="train",
+        created_by="test",
+        tokenizer_sha256="0" * 64,
+        vocab_size=32_000,
+        eod_id=5,
+        sentences=False,
+        seed=1,
+    )
+    documents, blocks = (1 << 19) // 200, 16
+    tokens = np.full((documents, 200), 7, dtype=np.uint16)
+    tokens[:, -1] = header.eod_id
+    with ShardWriter(tmp_path / "s.tar", header, 0) as writer:
+        for _ in range(blocks):
+            writer.write_block(tokens.ravel(), np.full(documents, 200), None)
+    assert (tmp_path / "s.tar").stat().st_size < 1.015 * blocks * tokens.nbytes
