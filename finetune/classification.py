@@ -10,7 +10,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pretrain.config.schema import BertModelConfig
+from pretrain.config.model import BertModelConfig
 from pretrain.models.bert import BertEncoder, linear
 
 IGNORED_LABEL = -100

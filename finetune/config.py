@@ -10,7 +10,8 @@ from pydantic import Field
 
 from pretrain.config import ConfigError, JobConfig
 from pretrain.config.load import parse_section, read_yaml
-from pretrain.config.schema import BertModelConfig, GPTModelConfig, Rate, Section
+from pretrain.config.model import BertModelConfig, GPTModelConfig
+from pretrain.config.section import Rate, Section
 from pretrain.config.validate import job_problems
 
 

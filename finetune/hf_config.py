@@ -6,7 +6,7 @@ from typing import Any
 
 from pretrain.config import ConfigError
 from pretrain.config.load import parse_section
-from pretrain.config.schema import BertModelConfig, GPTModelConfig
+from pretrain.config.model import BertModelConfig, GPTModelConfig
 
 
 def gpt2_config(model: GPTModelConfig) -> Any:

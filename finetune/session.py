@@ -19,7 +19,7 @@ from finetune.text import TextCodec, open_text_codec, tokenizer_files
 from pretrain.checkpoint import find_checkpoint, find_newest, load_parameters, read_parameters
 from pretrain.checkpoint.files import write_json
 from pretrain.config.derive import data_parallel_size
-from pretrain.config.schema import BertModelConfig
+from pretrain.config.model import BertModelConfig
 from pretrain.data.steps import RankPlan
 from pretrain.loop import Job, claim_run_directory, run
 from pretrain.optimizer import build_optimizer

@@ -28,7 +28,8 @@ from pretrain.checkpoint import (
 )
 from pretrain.checkpoint.manifest import list_checkpoints, step_directory
 from pretrain.config import ConfigError
-from pretrain.config.schema import BertModelConfig, GPTModelConfig, Section
+from pretrain.config.model import BertModelConfig, GPTModelConfig
+from pretrain.config.section import Section
 from pretrain.models.bert import BertForPreTraining
 from pretrain.models.gpt import GPT
 

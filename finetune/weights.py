@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pretrain.config import ConfigError
 from pretrain.config.derive import padded_vocab_size
-from pretrain.config.schema import BertModelConfig, GPTModelConfig, ModelSection
+from pretrain.config.model import BertModelConfig, GPTModelConfig, ModelSection
 
 TensorDict = dict[str, Tensor]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from pretrain.config.schema import JobConfig, ModelSection
+from pretrain.config.model import ModelSection
+from pretrain.config.schema import JobConfig
 
 VOCAB_MULTIPLE = 128
 """Embedding rows are padded to this multiple whatever the TP size, so that weights fit every layout."""

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.tokenizer import Tokenizer
-from pretrain.config.schema import MaskingConfig
+from pretrain.config.data import MaskingConfig
 from pretrain.data.philox import I64, SHIFT32, U64, SampleIds, below, draw_words, draws_at
 
 MicroBatch = dict[str, npt.NDArray[np.generic]]

@@ -10,7 +10,7 @@ import numpy as np
 from data_tools.errors import DataError
 from data_tools.shard_format import Manifest
 from data_tools.tokenizer import Tokenizer
-from pretrain.config.schema import CorpusConfig
+from pretrain.config.data import CorpusConfig
 from pretrain.data.access.cached import check_cache_room
 from pretrain.data.access.opening import Access, fetch_tokenizer, open_source, open_tables
 from pretrain.data.bert_samples import BertSamples

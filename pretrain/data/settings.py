@@ -5,14 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pretrain.config.schema import (
-    DataConfig,
-    NonNegativeInt,
-    PositiveInt,
-    PretrainBatchConfig,
-    RunConfig,
-    Section,
-)
+from pretrain.config.data import DataConfig
+from pretrain.config.schema import PretrainBatchConfig, RunConfig
+from pretrain.config.section import NonNegativeInt, PositiveInt, Section
 
 CACHE_DIRECTORY = "data_cache"
 

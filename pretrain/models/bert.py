@@ -19,7 +19,7 @@ from megatron.core.utils import init_method_normal
 from torch import Tensor, nn
 
 from pretrain.config.derive import padded_vocab_size
-from pretrain.config.schema import BertModelConfig
+from pretrain.config.model import BertModelConfig
 from pretrain.models.transformer import mlp_parts, self_attention_parts, transformer_config
 from pretrain.models.vocabulary import vocabulary_loss
 

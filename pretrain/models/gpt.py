@@ -12,7 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from pretrain.config.derive import padded_vocab_size
-from pretrain.config.schema import GPTModelConfig
+from pretrain.config.model import GPTModelConfig
 from pretrain.models.transformer import gelu_tanh, gpt_layer_spec, transformer_config
 from pretrain.models.vocabulary import vocabulary_loss
 

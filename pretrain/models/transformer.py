@@ -16,7 +16,7 @@ from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from pretrain.config.schema import ModelSection
+from pretrain.config.model import ModelSection
 from pretrain.models.attention import SdpaCoreAttention
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -15,11 +15,12 @@ from typing import Any
 class RankPool:
     """`world_size` processes joined in one gloo group; `run` calls a function on all of them.
 
-    A rank costs about 10 s of imports, so start one pool per test module and run every layout in it.
+    Ranks are forks of one process that has done the imports (10 s) once. Start one pool per test module and
+    run every layout in it.
     """
 
     def __init__(self, world_size: int) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = _imported_context()
         self._store, port = _store_server()
         self._pipes: list[Connection] = []
         self._processes = []
@@ -54,6 +55,14 @@ class RankPool:
                 raise AssertionError(f"rank {rank} failed in {function}:\n{value}")
             results.append(value)
         return results
+
+
+def _imported_context() -> multiprocessing.context.ForkServerContext:
+    """Start processes as forks of a server that imported everything and has started no thread."""
+    os.environ.update(DS_ACCELERATOR="cpu", OMP_NUM_THREADS="1")  # the server reads them when it imports
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.imports"])
+    return context
 
 
 def _serve(pipe: Connection, rank: int, world_size: int, port: int) -> None:

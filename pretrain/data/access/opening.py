@@ -10,7 +10,7 @@ from pathlib import Path
 from data_tools.errors import DataError
 from data_tools.shard_format import BLOCKS_NAME, MANIFEST_NAME, Manifest, load_manifest, parse_manifest
 from data_tools.tokenizer import FILE_NAMES, Tokenizer, corpus_tokenizer, load_tokenizer
-from pretrain.config.schema import CorpusConfig, DataConfig
+from pretrain.config.data import CorpusConfig, DataConfig
 from pretrain.data.access.cache import ShardCache
 from pretrain.data.access.cached import CachedShards
 from pretrain.data.access.errors import AccessError, NoRanges, NotFound

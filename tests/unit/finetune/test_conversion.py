@@ -32,7 +32,7 @@ from finetune.text import open_text_codec
 from launch import cli
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import ConfigError
-from pretrain.config.schema import BertModelConfig, GPTModelConfig
+from pretrain.config.model import BertModelConfig, GPTModelConfig
 
 
 def architecture(kind, vocab_size):

@@ -17,7 +17,7 @@ from finetune.config import load_finetune_config, with_model
 from finetune.export_hf import export
 from finetune.source import read_source
 from pretrain.config import ConfigError
-from pretrain.config.schema import BertModelConfig, GPTModelConfig
+from pretrain.config.model import BertModelConfig, GPTModelConfig
 from pretrain.parallel.topology import leave_process_group
 from tests.unit.finetune.test_conversion import architecture, write_run
 

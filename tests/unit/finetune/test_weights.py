@@ -14,7 +14,7 @@ from finetune.source import Architecture, kind_of, largest_difference
 from finetune.weights import from_hf, merge_heads, split_heads, to_hf
 from pretrain.checkpoint import load_parameters
 from pretrain.config import ConfigError
-from pretrain.config.schema import BertModelConfig, GPTModelConfig
+from pretrain.config.model import BertModelConfig, GPTModelConfig
 
 SIZES = {
     "vocab_size": 300,  # padded to 384

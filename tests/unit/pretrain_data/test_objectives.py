@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from data_tools.tokenizer import Tokenizer
-from pretrain.config.schema import MaskingConfig
+from pretrain.config.data import MaskingConfig
 from pretrain.data.objectives import PairBatch, Vocabulary, causal_lm, masked_lm
 from pretrain.data.philox import SampleIds, derive_key
 from tests.unit.pretrain_data.support import marked_vocabulary
