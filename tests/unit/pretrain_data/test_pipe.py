@@ -113,5 +113,6 @@ def test_no_descriptor_stays(corpora, tmp_path):
     steps(config("gpt", tmp_path, corpora["first"], shards))
     before = len(os.listdir("/proc/self/fd"))
     steps(config("gpt", tmp_path / "again", corpora["first"], shards))
-    assert len(os.listdir("/proc/self/fd")) <= before  # fewer: an earlier test left some that are collected now
+    # Fewer are fine: an earlier test may have left some that are collected now.
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert len(load_manifest(corpora["first"] / "train").shards) == 3
