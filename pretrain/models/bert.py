@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pretrain.config.derive import padded_vocab_size
 from pretrain.config.model import BertModelConfig
+from pretrain.models.norm import LayerNorm
 from pretrain.models.transformer import mlp_parts, self_attention_parts, transformer_config
 from pretrain.models.vocabulary import vocabulary_loss
 
@@ -35,7 +36,7 @@ class BertEmbeddings(nn.Module):
         self.position_embeddings = _embedding(model.max_position_embeddings, model)
         self.token_type_embeddings = _embedding(2, model)
         post = model.norm_position == "post"
-        self.norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon) if post else nn.Identity()
+        self.norm = block_norm(model, config) if post else nn.Identity()
         self.dropout = nn.Dropout(model.hidden_dropout)
 
     def forward(self, tokens: Tensor, token_types: Tensor) -> Tensor:
@@ -59,9 +60,9 @@ class BertLayer(nn.Module):
         self.attention = SelfAttention(
             config, self_attention_parts(), layer_number=layer_number, attn_mask_type=AttnMaskType.padding
         )
-        self.attention_norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
+        self.attention_norm = block_norm(model, config)
         self.mlp = MLP(config, mlp_parts(), ffn_hidden_size=model.ffn_hidden_size)
-        self.mlp_norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
+        self.mlp_norm = block_norm(model, config)
         self.dropout = nn.Dropout(model.hidden_dropout)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
@@ -102,7 +103,7 @@ class BertEncoder(nn.Module):
             BertLayer(model, self.config, number + 1) for number in range(model.num_layers)
         )
         pre = model.norm_position == "pre"
-        self.final_norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon) if pre else nn.Identity()
+        self.final_norm = block_norm(model, self.config) if pre else nn.Identity()
         self.pooler = linear(model.hidden_size, model.hidden_size, model.init_std)
 
     def forward(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,6 +134,7 @@ class BertMaskedLMHead(nn.Module):
     def __init__(self, model: BertModelConfig, config: TransformerConfig) -> None:
         super().__init__()
         self.transform = linear(model.hidden_size, model.hidden_size, model.init_std)
+        # Not one of ours: masked positions come from the whole sequence on every tensor-parallel rank.
         self.norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
         self.output = tensor_parallel.ColumnParallelLinear(
             model.hidden_size,
@@ -205,6 +207,11 @@ class BertForPreTraining(nn.Module):
             "mlm_loss": float(batch["masked_labels"].numel()),
             "nsp_loss": float((batch["next_sentence_labels"] >= 0).sum()),
         }
+
+
+def block_norm(model: BertModelConfig, config: TransformerConfig) -> nn.Module:
+    """A norm of the encoder, which under sequence parallelism sees its rank's part of the sequence."""
+    return LayerNorm(config, model.hidden_size, model.layernorm_epsilon)
 
 
 def linear(inputs: int, outputs: int, std: float) -> nn.Linear:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pretrain.config.derive import padded_vocab_size
 from pretrain.config.model import GPTModelConfig
-from pretrain.models.transformer import gelu_tanh, gpt_layer_spec, transformer_config
+from pretrain.models.transformer import gelu_tanh, gpt_block_spec, transformer_config
 from pretrain.models.vocabulary import vocabulary_loss
 
 
@@ -24,7 +24,7 @@ class GPT(GPTModel):  # type: ignore[misc]
         config = transformer_config(model, activation_func=gelu_tanh, **layout)
         super().__init__(
             config,
-            gpt_layer_spec(),
+            gpt_block_spec(config),
             vocab_size=padded_vocab_size(model),
             max_sequence_length=model.max_position_embeddings,
             share_embeddings_and_output_weights=True,

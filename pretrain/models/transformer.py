@@ -12,12 +12,13 @@ from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLPSubmodules
-from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from pretrain.config.model import ModelSection
 from pretrain.models.attention import SdpaCoreAttention
+from pretrain.models.norm import norm_class
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -58,11 +59,13 @@ def transformer_config(
     )
 
 
-def gpt_layer_spec() -> ModuleSpec:
-    """A pre-norm decoder layer of megatron-core's own linears with our core attention."""
-    spec = get_gpt_layer_local_spec()
-    spec.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
-    return spec
+def gpt_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """Pre-norm decoder layers of megatron-core's own linears with our core attention and norms."""
+    layer = get_gpt_layer_local_spec()
+    norm = norm_class(config)
+    layer.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+    layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
+    return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=norm)
 
 
 def self_attention_parts() -> SelfAttentionSubmodules:
