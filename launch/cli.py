@@ -44,7 +44,8 @@ examples:
   headwater data trace --run runs/gpt-tiny --step 100     what a step read
   headwater data audit --run runs/gpt-tiny                was anything repeated or skipped?
 
-exit codes: 0 done; 2 wrong input; 3 the loss diverged; 75 stopped by a signal after saving, run it again
+exit codes: 0 done; 2 wrong input; 3 the loss diverged; 74 disk full; 75 stopped after saving, run it again;
+76 hung; 77 a newer attempt runs
 """
 
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
 from pretrain.checkpoint.files import write_text
 from pretrain.checkpoint.manifest import Found
-from pretrain.config import ConfigError, JobConfig, dump_yaml
+from pretrain.config import ConfigError, JobConfig, dump_yaml, exit_codes
 from pretrain.config.identity import check_run_directory, lock_run_directory
 from pretrain.flops import peak_tflops
 from pretrain.logs import log_rank_output
@@ -25,7 +25,7 @@ from pretrain.parallel.topology import Topology
 from pretrain.parallel.zero import Engine
 from pretrain.schedule import learning_rate
 from pretrain.step import MicroBatch, StepMetrics, TrainingError, train_step
-from pretrain.stop import STOPPED_EXIT_CODE, StopSignal
+from pretrain.stop import StopSignal
 
 
 class Stream(Protocol):
@@ -125,7 +125,7 @@ def _fit(job: Job, metrics: Metrics, step: int) -> int:
     if step < training.train_steps:
         what = f"after step {step}, saved" if step else "before the first step, nothing to save"
         metrics.say(f"stopped by a signal {what}; run the same command again to go on")
-        return STOPPED_EXIT_CODE
+        return exit_codes.STOPPED
     metrics.say(f"complete: {step} steps; metrics, TensorBoard and checkpoints in {job.config.run_dir}")
     return 0
 

@@ -12,10 +12,6 @@ import torch.distributed as dist
 
 from pretrain.parallel.topology import Topology
 
-STOPPED_EXIT_CODE = 75
-"""Exit code of a job that was asked to stop and saved (EX_TEMPFAIL): run it again to go on."""
-
-
 _SAME_REQUEST_SECONDS = 1.0
 
 
