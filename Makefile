@@ -18,14 +18,16 @@ PYTEST_ARGS ?=
 # The stamp's name holds what the environment was built from: another content or another place, another stamp.
 STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } | sha256sum | cut -c1-16)
 UNIT_TESTS := tests/unit tests/architecture
-DISTRIBUTED_TESTS := $(wildcard tests/distributed tests/integration)
+DISTRIBUTED_TESTS := tests/distributed tests/integration
+# Test files side by side; not for tests that start ranks, which fill the machine by themselves.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help venv demo test test-distributed test-slurm lint check format clean
+.PHONY: help venv demo test test-slow test-slurm lint check format clean
 
 help:
 	@echo "make demo              corpus -> pretraining -> finetuning -> export on this machine (DEMO_ARGS=--small: the shortest form)"
 	echo "make test              unit, architecture and the fast distributed tests (under 10 minutes)"
-	echo "make test-distributed  every test that starts ranks, and the slow unit tests"
+	echo "make test-slow         the tests that make test leaves out (under 15 minutes)"
 	echo "make test-slurm        tests on a two-node SLURM cluster on this machine (root on Debian; else skipped)"
 	echo "make lint              format, lint, types, import rules"
 	echo "make check             lint, and all unit and architecture tests"
@@ -69,11 +71,11 @@ demo: $(STAMP)
 	@$(BIN)/python -m launch.demo $(DEMO_ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS) $(UNIT_TESTS) $(DISTRIBUTED_TESTS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(PYTEST_ARGS) $(UNIT_TESTS)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
 
-test-distributed: $(STAMP)
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(UNIT_TESTS)
+test-slow: $(STAMP)
+	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(UNIT_TESTS) $(DISTRIBUTED_TESTS)
 
 test-slurm: $(STAMP)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/slurm
@@ -85,7 +87,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 check: lint
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) $(UNIT_TESTS)
+	@$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_ARGS) $(UNIT_TESTS)
 
 format: $(STAMP)
 	@$(BIN)/ruff format .
