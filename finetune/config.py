@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pretrain.config import ConfigError, JobConfig
 from pretrain.config.load import parse_section, read_yaml
-from pretrain.config.model import BertModelConfig, GPTModelConfig
+from pretrain.config.model import BertModelConfig, ModelConfig, model_problems
 from pretrain.config.section import Rate, Section
 from pretrain.config.validate import job_problems
 
@@ -52,7 +52,7 @@ class ImportedConfig(Section):
 
     imported_from: str
     """Name of the Hugging Face directory."""
-    model: Annotated[GPTModelConfig | BertModelConfig, Field(discriminator="kind")]
+    model: Annotated[ModelConfig, Field(discriminator="kind")]
     task: ClassificationTask | None = None
 
 
@@ -76,7 +76,7 @@ def load_finetune_config(
     return config
 
 
-def with_model(config: FinetuneConfig, model: GPTModelConfig | BertModelConfig) -> FinetuneConfig:
+def with_model(config: FinetuneConfig, model: ModelConfig) -> FinetuneConfig:
     """The configuration with the checkpoint's architecture filled in.
 
     Raises:
@@ -99,12 +99,7 @@ def with_model(config: FinetuneConfig, model: GPTModelConfig | BertModelConfig) 
             f"batch.seq_length: {config.batch.seq_length} leaves no room for text between [CLS] and [SEP]"
         )
     tp = config.parallel.tensor_model_parallel_size
-    for key in ("num_attention_heads", "ffn_hidden_size"):
-        if getattr(model, key) % tp:
-            problems.append(
-                f"parallel.tensor_model_parallel_size: {tp} does not divide the model's {key}: "
-                f"{getattr(model, key)}"
-            )
+    problems += model_problems(model, tp)
     if problems:
         raise ConfigError(problems)
     return config.model_copy(update={"model": model})

@@ -11,7 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pretrain.config import RunConfig
-from pretrain.config.derive import data_parallel_size, padded_vocab_size, parameter_count
+from pretrain.config.derive import (
+    data_parallel_size,
+    is_gated,
+    key_value_size,
+    padded_vocab_size,
+    parameter_count,
+)
+from pretrain.config.model import ModelConfig
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 """The fp32 weight and both Adam moments."""
@@ -71,14 +78,13 @@ def model_state_bytes(
 def activation_bytes(config: RunConfig) -> int:
     """Activations of one micro-batch on one rank, logits included.
 
-    Per layer s*b*h*(10 + 24/t) bytes at two bytes an element; the term of the attention scores is absent
-    because scaled_dot_product_attention does not store them. With full recompute each layer keeps its input,
-    2*s*b*h, and one layer at a time is whole.
+    The term of the attention scores is absent because scaled_dot_product_attention does not store them. With
+    full recompute each layer keeps its input, 2*s*b*h, and one layer at a time is whole.
     """
     model, batch, tensor_ranks = config.model, config.batch, config.parallel.tensor_model_parallel_size
     positions = batch.micro_batch_size * batch.seq_length
     wide = 2 if config.precision == "fp32" else 1  # the formula counts two-byte elements
-    layer = wide * positions * model.hidden_size * (10 + 24 / tensor_ranks)
+    layer = wide * positions * (10 * model.hidden_size + split_layer_bytes(model) / tensor_ranks)
     if config.training.recompute == "full":
         layers = model.num_layers * wide * 2 * positions * model.hidden_size + layer
     else:
@@ -87,6 +93,17 @@ def activation_bytes(config: RunConfig) -> int:
     predicted = positions * (config.data.masking.mask_probability if model.kind == "bert" else 1.0)
     logits = 8 * predicted * padded_vocab_size(model) / tensor_ranks
     return int(layers + logits)
+
+
+def split_layer_bytes(model: ModelConfig) -> int:
+    """Bytes for one token and layer, at two an element, of the activations that tensor parallelism splits.
+
+    Queries, keys, values and the input of the output projection; in the MLP the input of the activation and
+    of the second matrix: 24 h for GPT-2's shape. A gated MLP keeps gate, up, silu(gate), up again (as mcore
+    adds an offset to it) and their product.
+    """
+    attention = 2 * (2 * model.hidden_size + 2 * key_value_size(model))
+    return attention + (10 if is_gated(model) else 4) * model.ffn_hidden_size
 
 
 def checkpoint_bytes(config: RunConfig) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from pretrain.config.model import ModelSection
+from pretrain.config.model import BertModelConfig, GPTModelConfig, ModelConfig, ModelSection
 from pretrain.config.schema import JobConfig
 
 VOCAB_MULTIPLE = 128
@@ -32,19 +32,57 @@ def tokens_per_step(config: JobConfig) -> int:
     return config.batch.global_batch_size * config.batch.seq_length
 
 
-def parameter_count(model: ModelSection) -> int:
-    """Parameters of the whole model with its padded embedding, heads included.
+def query_groups(model: ModelSection) -> int:
+    """Key and value heads: num_query_groups where it is set, else one for each attention head."""
+    return getattr(model, "num_query_groups", None) or model.num_attention_heads
 
-    Per layer: attention 4h^2 + 4h, MLP 2hf + h + f, two norms 4h. GPT adds the final norm; BERT adds token
-    types, the embedding norm (post-norm) or final norm (pre-norm), the MLM transform, its bias, pooler and
-    NSP head.
-    """
-    h, f, vocab = model.hidden_size, model.ffn_hidden_size, padded_vocab_size(model)
-    layer = 4 * h * h + 4 * h + 2 * h * f + h + f + 4 * h
-    total = model.num_layers * layer + vocab * h + model.max_position_embeddings * h + 2 * h
-    if getattr(model, "kind", "gpt") == "bert":
-        total += 2 * h + (h * h + h + 2 * h) + vocab + (h * h + h) + (2 * h + 2)
+
+def key_value_size(model: ModelSection) -> int:
+    """Width of all keys, or of all values, of a token: hidden_size unless queries share them."""
+    return model.hidden_size * query_groups(model) // model.num_attention_heads
+
+
+def layer_matrix_parameters(model: ModelSection) -> int:
+    """Weights in the matrix products of a layer: 2h^2 + 2hk in attention, 2hf or (gated) 3hf in the MLP."""
+    h, f = model.hidden_size, model.ffn_hidden_size
+    return 2 * h * h + 2 * h * key_value_size(model) + (3 if is_gated(model) else 2) * h * f
+
+
+def is_gated(model: ModelSection) -> bool:
+    """Whether the MLP has a third matrix that gates the others."""
+    return isinstance(model, GPTModelConfig) and model.swiglu
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Parameters of the whole model with its padded embedding, heads included."""
+    if isinstance(model, BertModelConfig):
+        return _bert_parameters(model)
+    h, vocab = model.hidden_size, padded_vocab_size(model)
+    norm = 2 * h if model.normalization == "LayerNorm" else h
+    layer = layer_matrix_parameters(model) + 2 * norm
+    if model.add_bias_linear:
+        layer += _layer_biases(model)
+    total = model.num_layers * layer + norm + vocab * h
+    if model.position_embedding_type == "learned_absolute":
+        total += model.max_position_embeddings * h
+    if model.untie_embeddings_and_output_weights:
+        total += vocab * h
     return total
+
+
+def _bert_parameters(model: BertModelConfig) -> int:
+    """Embeddings of words, positions and two segments; one norm beside those of the layers; the heads."""
+    h, vocab = model.hidden_size, padded_vocab_size(model)
+    layer = layer_matrix_parameters(model) + _layer_biases(model) + 4 * h
+    embeddings = (vocab + model.max_position_embeddings + 2) * h
+    mlm = h * h + h + 2 * h + vocab
+    binary = (h * h + h) + (2 * h + 2) if model.add_binary_head else 0
+    return model.num_layers * layer + embeddings + 2 * h + mlm + binary
+
+
+def _layer_biases(model: ModelSection) -> int:
+    f = model.ffn_hidden_size * (2 if is_gated(model) else 1)
+    return 3 * model.hidden_size + 2 * key_value_size(model) + f
 
 
 def train_flops_per_token(model: ModelSection, seq_length: int) -> float:
@@ -54,9 +92,8 @@ def train_flops_per_token(model: ModelSection, seq_length: int) -> float:
     et al., 2021, appendix). The vocabulary projection is apart, in `head_flops_per_token`: BERT runs it on
     masked positions only.
     """
-    h, f = model.hidden_size, model.ffn_hidden_size
-    matrix = model.num_layers * (4 * h * h + 2 * h * f)
-    return 6.0 * matrix + 12.0 * model.num_layers * h * seq_length
+    matrix = model.num_layers * layer_matrix_parameters(model)
+    return 6.0 * matrix + 12.0 * model.num_layers * model.hidden_size * seq_length
 
 
 def head_flops_per_token(model: ModelSection) -> float:

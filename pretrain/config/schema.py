@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from pretrain.config.data import DataConfig
-from pretrain.config.model import BertModelConfig, GPTModelConfig
+from pretrain.config.model import ModelConfig
 from pretrain.config.section import NonNegativeInt, PositiveInt, Rate, Section
 
 
@@ -120,5 +120,5 @@ class RunConfig(JobConfig):
     """A complete pretraining run."""
 
     batch: PretrainBatchConfig
-    model: Annotated[GPTModelConfig | BertModelConfig, Field(discriminator="kind")]
+    model: Annotated[ModelConfig, Field(discriminator="kind")]
     data: DataConfig

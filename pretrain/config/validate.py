@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pretrain.config.deepspeed import contradictions
 from pretrain.config.derive import data_parallel_size, padded_vocab_size
+from pretrain.config.model import model_problems
 from pretrain.config.ramp import batch_sizes
 from pretrain.config.schema import JobConfig, PretrainBatchConfig, RunConfig
 
@@ -45,19 +46,12 @@ def job_problems(config: JobConfig, world_size: int | None = None) -> list[str]:
 
 def _model_problems(config: RunConfig) -> list[str]:
     model, tp = config.model, config.parallel.tensor_model_parallel_size
-    problems = []
-    if model.hidden_size % model.num_attention_heads:
+    problems = model_problems(model, tp)
+    if padded_vocab_size(model) % tp:
         problems.append(
-            f"model.hidden_size: {model.hidden_size} is not a multiple of "
-            f"model.num_attention_heads: {model.num_attention_heads}"
+            f"parallel.tensor_model_parallel_size: {tp} does not divide the padded vocabulary: "
+            f"{padded_vocab_size(model)}"
         )
-    for key, value in (
-        ("model.num_attention_heads", model.num_attention_heads),
-        ("model.ffn_hidden_size", model.ffn_hidden_size),
-        ("the padded vocabulary", padded_vocab_size(model)),
-    ):
-        if value % tp:
-            problems.append(f"parallel.tensor_model_parallel_size: {tp} does not divide {key}: {value}")
     if config.batch.seq_length > model.max_position_embeddings:
         problems.append(
             f"batch.seq_length: {config.batch.seq_length} is longer than "
@@ -108,6 +102,11 @@ def _objective_problems(config: RunConfig) -> list[str]:
             "predicted tokens"
         )
     others = ("packing", "reset_attention_mask", "reset_position_ids", "eod_mask_loss")
+    if config.model.kind == "bert" and not config.model.add_binary_head and data.sentence_pairs != "none":
+        problems.append(
+            f"data.sentence_pairs: {data.sentence_pairs} makes pairs that nothing looks at with "
+            "model.add_binary_head: false; set data.sentence_pairs: none, or add_binary_head: true"
+        )
     foreign, other = (("sentence_pairs",), "bert") if config.model.kind == "gpt" else (others, "gpt")
     for key in foreign:
         if getattr(data, key) != type(data).model_fields[key].default:

@@ -15,8 +15,8 @@ from torch import Tensor
 class SdpaCoreAttention(torch.nn.Module):
     """softmax(Q K^T / sqrt(D)) V on this rank's heads.
 
-    Shapes: S seq_length, B micro-batch, N heads on this rank, D head size. Dropout draws from the
-    tensor-parallel stream, because each rank holds other heads.
+    Shapes: S seq_length, B micro-batch, N heads and G query groups on this rank, D head size. Dropout draws
+    from the tensor-parallel stream, because each rank holds other heads.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class SdpaCoreAttention(torch.nn.Module):
         """Attend.
 
         Args:
-            query: [S, B, N, D]; key and value likewise.
-            key: see query.
-            value: see query.
+            query: [S, B, N, D].
+            key: [S, B, G, D]; N / G neighbouring queries share one key and value.
+            value: [S, B, G, D].
             attention_mask: [B, 1, 1, S] or [B, 1, S, S] bool, True = may be attended to; None = all, or
                 causal, by layer type. A mask stands alone: for a causal layer it must be causal itself.
 
@@ -58,4 +58,6 @@ class SdpaCoreAttention(torch.nn.Module):
 
     def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
         causal = self.causal and mask is None
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+        )

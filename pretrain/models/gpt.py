@@ -13,23 +13,27 @@ from torch import Tensor
 
 from pretrain.config.derive import padded_vocab_size
 from pretrain.config.model import GPTModelConfig
-from pretrain.models.transformer import gelu_tanh, gpt_block_spec, transformer_config
+from pretrain.models.rotary import RotaryAngles
+from pretrain.models.transformer import gpt_block_spec, gpt_style, transformer_config
 from pretrain.models.vocabulary import vocabulary_loss
 
 
 class GPT(GPTModel):  # type: ignore[misc]
-    """GPT-2 style decoder with tied embeddings."""
+    """Decoder in the style of GPT-2 or Llama, by its configuration."""
 
     def __init__(self, model: GPTModelConfig, **layout: Any) -> None:
-        config = transformer_config(model, activation_func=gelu_tanh, **layout)
+        config = transformer_config(model, **gpt_style(model), **layout)
+        rope = model.position_embedding_type == "rope"
         super().__init__(
             config,
             gpt_block_spec(config),
             vocab_size=padded_vocab_size(model),
             max_sequence_length=model.max_position_embeddings,
-            share_embeddings_and_output_weights=True,
+            share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
+            position_embedding_type="none" if rope else "learned_absolute",  # rope is ours, see _preprocess
         )
         self.model_config = model
+        self.rotary_angles = RotaryAngles(model) if rope else None
 
     def forward(
         self,
@@ -45,14 +49,14 @@ class GPT(GPTModel):  # type: ignore[misc]
             tokens: [B, S] int64.
             labels: [B, S] int64, the token after each position; None asks for logits.
             loss_mask: [B, S] float, weight of each position; None counts all.
-            position_ids: [B, S] int, the learned position that each token gets; None counts from 0.
+            position_ids: [B, S] int, the position that each token gets; None counts from 0.
             document_ids: [B, S] int, tokens attend only to those with the same number; None to all before.
 
         Returns:
             {"lm_loss": summed cross entropy, fp32 scalar}, or {"logits": [B, S, V / TP]} without labels.
         """
         positions = (
-            torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+            torch.arange(tokens.shape[1], device=tokens.device)[None]  # [1, S]
             if position_ids is None
             else position_ids.long()
         )
@@ -61,6 +65,12 @@ class GPT(GPTModel):  # type: ignore[misc]
             return {"logits": super().forward(tokens, positions, mask)}
         losses = super().forward(tokens, positions, mask, labels=labels)
         return {"lm_loss": (losses if loss_mask is None else losses * loss_mask).sum()}
+
+    def _preprocess(self, input_ids: Tensor, position_ids: Tensor, **_megatron: Any) -> tuple[Any, ...]:
+        """Embeddings and rotary angles; called by GPTModel in place of its own, which needs CUDA for rope."""
+        hidden = self.embedding(input_ids=input_ids, position_ids=position_ids)
+        angles = None if self.rotary_angles is None else self.rotary_angles(position_ids)
+        return hidden, angles, None, None, None, None
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """[B, S] losses from [S, B, V / TP] logits; called by GPTModel."""

@@ -16,7 +16,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from pretrain.config.model import ModelSection
+from pretrain.config.derive import query_groups
+from pretrain.config.model import GPTModelConfig, ModelSection
 from pretrain.models.attention import SdpaCoreAttention
 from pretrain.models.norm import norm_class
 
@@ -57,6 +58,17 @@ def transformer_config(
         recompute_num_layers=1 if full else None,
         **extra,
     )
+
+
+def gpt_style(model: GPTModelConfig) -> dict[str, Any]:
+    """What a GPT adds to `transformer_config`: the choices between GPT-2 and Llama."""
+    return {
+        "activation_func": F.silu if model.swiglu else gelu_tanh,
+        "gated_linear_unit": model.swiglu,
+        "normalization": model.normalization,
+        "num_query_groups": query_groups(model),
+        "add_bias_linear": model.add_bias_linear,
+    }
 
 
 def gpt_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:

@@ -18,7 +18,7 @@ def pool() -> Iterator[RankPool]:
         yield ranks
 
 
-def compare(tp: int, recompute: str) -> dict[str, float]:
+def compare(kind: str, tp: int, recompute: str) -> dict[str, float]:
     """On one rank: the largest differences between a packed batch and its documents one by one."""
     import numpy as np
     import torch
@@ -32,7 +32,7 @@ def compare(tp: int, recompute: str) -> dict[str, float]:
 
     initialize_topology(tp)
     seed_initialization(7)
-    config: Any = tiny_config("gpt", Layout(tp), training={"recompute": recompute})
+    config: Any = tiny_config(kind, Layout(tp), training={"recompute": recompute})
     model: Any = build_model(config)
     rng = np.random.default_rng(5)
     lengths = [[13, 1, 40, 10], [64], [7, 57], [30, 20]]  # the last row is padded
@@ -83,9 +83,12 @@ def compare(tp: int, recompute: str) -> dict[str, float]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize(("tp", "recompute"), [(1, "none"), (2, "none"), (2, "full")])
-def test_packed_documents_do_not_see_each_other(pool: RankPool, tp: int, recompute: str) -> None:
-    for result in pool.run(COMPARE, tp=tp, recompute=recompute):
+@pytest.mark.parametrize(
+    ("kind", "tp", "recompute"),
+    [("gpt", 1, "none"), ("gpt", 2, "none"), ("gpt", 2, "full"), ("llama", 2, "none"), ("llama", 2, "full")],
+)
+def test_packed_documents_do_not_see_each_other(pool: RankPool, kind: str, tp: int, recompute: str) -> None:
+    for result in pool.run(COMPARE, kind=kind, tp=tp, recompute=recompute):
         assert result["logits"] < 1e-5
         assert result["loss"] < 1e-6
         assert result["gradients"] < 1e-4

@@ -20,8 +20,19 @@ class Layout:
     precision: str = "fp32"
 
 
+LLAMA = {
+    "kind": "gpt",
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "swiglu": True,
+    "num_query_groups": 2,
+    "add_bias_linear": False,
+    "untie_embeddings_and_output_weights": True,
+}
+
+
 def tiny_config(kind: str, layout: Layout, run_dir: str = "unused", **extra: Any) -> Any:
-    """A valid RunConfig of a two-layer model without dropout."""
+    """A valid RunConfig of a two-layer gpt, bert or llama (a gpt in that style) without dropout."""
     from pretrain.config.load import parse_section
     from pretrain.config.schema import RunConfig
 
@@ -35,7 +46,9 @@ def tiny_config(kind: str, layout: Layout, run_dir: str = "unused", **extra: Any
         "max_position_embeddings": 64,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-    } | extra.pop("model", {})
+    }
+    model |= LLAMA if kind == "llama" else {}
+    model |= extra.pop("model", {})
     data = {
         "run_dir": run_dir,
         "seed": 7,
@@ -61,7 +74,7 @@ def global_batch(kind: str, step: int) -> list[dict[str, np.ndarray]]:
     samples = []
     for index in range(GLOBAL_BATCH_SIZE):
         tokens = rng.integers(6, VOCAB_SIZE, (1, SEQ_LENGTH + 1))
-        if kind == "gpt":
+        if kind != "bert":
             mask = np.ones((1, SEQ_LENGTH), np.float32)
             mask[:, : index * 3] = 0.0
             samples.append({"tokens": tokens[:, :-1], "labels": tokens[:, 1:], "loss_mask": mask})
