@@ -21,13 +21,16 @@ from pretrain.checkpoint.files import write_json
 from pretrain.config.derive import data_parallel_size
 from pretrain.config.model import BertModelConfig
 from pretrain.data.steps import RankPlan
-from pretrain.loop import Job, claim_run_directory, run
+from pretrain.job import Job
+from pretrain.loop import run
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel.collectives import broadcast_from_main
 from pretrain.parallel.rng import seed_initialization
 from pretrain.parallel.topology import Topology, initialize_topology, leave_process_group
 from pretrain.parallel.zero import Engine
-from pretrain.step import evaluate
+from pretrain.run_directory import Claim, claim_run_directory
+from pretrain.step import evaluate, evaluate_unless
+from pretrain.stop import StopSignals
 
 RESULTS = "results.json"
 
@@ -41,7 +44,7 @@ class TaskData:
     validation: Examples
 
 
-def finetune(config: FinetuneConfig) -> int:
+def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     """Run a finetuning job on this rank; every rank calls it. Returns the exit code.
 
     Raises:
@@ -51,13 +54,13 @@ def finetune(config: FinetuneConfig) -> int:
     config = with_model(config, read_architecture(source).model)
     data = load_data(config, open_text_codec(source))
     topology = initialize_topology(config.parallel.tensor_model_parallel_size)
-    with claim_run_directory(config, topology):
+    with claim_run_directory(config, topology) as claim:
         if _is_finished(config, topology):
             if topology.is_main:
                 print(f"already complete: {Path(config.run_dir) / RESULTS} has the results", flush=True)
             code = 0
         else:
-            code = _train(config, source, data, topology)
+            code = _train(config, source, data, topology, claim, signals)
     leave_process_group()
     return code
 
@@ -100,7 +103,14 @@ def build_classifier(
     return model
 
 
-def _train(config: FinetuneConfig, source: Path, data: TaskData, topology: Topology) -> int:
+def _train(
+    config: FinetuneConfig,
+    source: Path,
+    data: TaskData,
+    topology: Topology,
+    claim: Claim,
+    signals: StopSignals,
+) -> int:
     plan = _rank_plan(config, topology)
     steps = evaluation_steps(data.validation, plan)
     model: nn.Module = build_classifier(config, source, len(data.labels), topology)
@@ -114,7 +124,9 @@ def _train(config: FinetuneConfig, source: Path, data: TaskData, topology: Topol
         topology=topology,
         engine=engine,
         stream=ExampleStream(data.train, plan, config.seed),
-        evaluate=lambda e: evaluate(e, steps),
+        claim=claim,
+        signals=signals,
+        evaluate=lambda e, stop_now: evaluate_unless(stop_now, e, steps),
         extra_files={LABELS: run_dir / LABELS, **tokenizer_files(source)},
     )
     code = run(job)

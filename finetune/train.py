@@ -23,9 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from finetune.config import load_finetune_config
     from finetune.session import finetune
     from pretrain.config.environment import world_size_from_environment
+    from pretrain.stop import StopSignals
 
+    signals = StopSignals()
     config = load_finetune_config(arguments.config, arguments.overrides, world_size_from_environment())
-    return finetune(config)
+    return finetune(config, signals)
 
 
 if __name__ == "__main__":

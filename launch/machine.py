@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import socket
 from pathlib import Path
 
@@ -21,7 +22,16 @@ def has_accelerator(devices: Path = Path("/dev")) -> bool:
 
 
 def free_port() -> int:
-    """A TCP port on the loopback interface that nobody listens on at this moment."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+    """A TCP port that nobody listens on at this moment.
+
+    It lies below the range that the kernel takes ports of outgoing connections from: such a port could be
+    gone by the time the ranks have imported torch.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as listener:
+            try:
+                listener.bind(("", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("found no free port between 20000 and 30000; give one with --master-port")

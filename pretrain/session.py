@@ -10,21 +10,24 @@ from pretrain.data.ledger import Ledger
 from pretrain.data.opening import open_tokenizer
 from pretrain.data.sharing import share_steps, share_stream
 from pretrain.flops import flops_per_step
-from pretrain.loop import Job, claim_run_directory, run
+from pretrain.job import Job
+from pretrain.loop import run
 from pretrain.models import build_model
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel.batch_broadcast import batch_channel
 from pretrain.parallel.rng import seed_initialization
 from pretrain.parallel.topology import Topology, initialize_topology, leave_process_group
 from pretrain.parallel.zero import Engine
-from pretrain.step import evaluate
+from pretrain.run_directory import claim_run_directory
+from pretrain.step import evaluate_unless
+from pretrain.stop import StopSignals
 
 
-def pretrain(config: RunConfig) -> int:
+def pretrain(config: RunConfig, signals: StopSignals) -> int:
     """Run a pretraining job on this rank; every rank calls it. Returns the exit code."""
     topology = initialize_topology(config.parallel.tensor_model_parallel_size)
     dp_rank, dp_size = topology.data_parallel_rank, topology.data_parallel_size
-    with claim_run_directory(config, topology):
+    with claim_run_directory(config, topology) as claim:
         channel = batch_channel(topology)
         stream = share_stream(lambda: open_stream(config, "train", dp_rank, dp_size), channel)
         validation = None
@@ -38,7 +41,9 @@ def pretrain(config: RunConfig) -> int:
             topology=topology,
             engine=engine,
             stream=stream,
-            evaluate=(lambda e: evaluate(e, validation)) if validation else None,
+            claim=claim,
+            signals=signals,
+            evaluate=(lambda e, stop_now: evaluate_unless(stop_now, e, validation)) if validation else None,
             flops_per_step=flops_per_step(config),
             extra_files=tokenizer_of(config),
             ledger=_ledger(config, topology) if topology.is_main else None,

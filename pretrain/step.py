@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -35,11 +35,22 @@ class TrainingError(Exception):
     exit_code = 3
 
 
-def train_step(engine: Engine, micro_batches: Sequence[MicroBatch], lr: float) -> StepMetrics:
+def train_step(
+    engine: Engine,
+    micro_batches: Sequence[MicroBatch],
+    lr: float,
+    accept: Callable[[float], bool] = lambda loss: True,
+) -> StepMetrics:
     """Forward and backward over this rank's micro-batches, then one update.
 
     Every loss is divided by the global number of its targets in the step (all ranks, all micro-batches), so
     the result does not depend on how samples are dealt to ranks, also where masks differ.
+
+    Args:
+        engine: the model on its ranks.
+        micro_batches: of this rank.
+        lr: learning rate of the update.
+        accept: asked with the global loss before the update, one answer on all ranks; False discards it.
 
     Raises:
         TrainingError: on every rank, the step has no target at all.
@@ -59,18 +70,40 @@ def train_step(engine: Engine, micro_batches: Sequence[MicroBatch], lr: float) -
         parts = engine.forward(batch)
         engine.backward(sum(weights[name] * parts[name] / counts[name] for name in weights))  # type: ignore[arg-type]
         sums = {name: sums[name] + parts[name].detach().float() for name in weights}
-    outcome = engine.step(lr)
-    return StepMetrics(_mean_losses(engine, sums, counts), outcome.grad_norm, outcome.applied)
+    losses = _mean_losses(engine, sums, counts)
+    outcome = engine.step(lr) if accept(losses["loss"]) else engine.discard()
+    return StepMetrics(losses, outcome.grad_norm, outcome.applied)
+
+
+def evaluate(engine: Engine, steps: Iterable[Sequence[MicroBatch]]) -> dict[str, float]:
+    """Mean losses over an evaluation set, dropout off; the same on every rank."""
+    losses = evaluate_unless(lambda: False, engine, steps)
+    assert losses is not None
+    return losses
 
 
 @torch.no_grad()
-def evaluate(engine: Engine, steps: Iterable[Sequence[MicroBatch]]) -> dict[str, float]:
-    """Mean losses over an evaluation set, dropout off; the same on every rank."""
+def evaluate_unless(
+    stop_now: Callable[[], bool], engine: Engine, steps: Iterable[Sequence[MicroBatch]]
+) -> dict[str, float] | None:
+    """Like `evaluate`, broken off on request.
+
+    Args:
+        stop_now: asked before each step, the same answer on every rank; True breaks off.
+        engine: the model on its ranks.
+        steps: micro-batches of this rank; as many steps on every rank.
+
+    Returns:
+        The losses, or None when it was broken off.
+    """
     weights = _objective(engine).loss_weights()
     engine.eval_mode()
     sums = {name: torch.zeros((), device=engine.topology.device) for name in weights}
     counts = dict.fromkeys(weights, 0.0)
     for micro_batches in steps:
+        if stop_now():
+            engine.train_mode()
+            return None
         for micro_batch in micro_batches:
             batch = to_device(micro_batch, engine.topology.device)
             parts = engine.forward(batch)

@@ -1,44 +1,77 @@
-"""Stopping in good order: a signal becomes a decision that all ranks share."""
+"""Stopping in good order: what this rank was asked. All ranks share the answer, see `pretrain.consent`."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from types import FrameType
 
-import torch
-import torch.distributed as dist
+from pretrain.config import exit_codes
 
-from pretrain.parallel.topology import Topology
-
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _SAME_REQUEST_SECONDS = 1.0
 
 
-class StopSignal:
-    """Remembers SIGTERM, SIGINT, SIGUSR1 and SIGUSR2; only a second SIGINT, later, exits at once.
+class StopSignals:
+    """Remembers SIGTERM, SIGINT, SIGUSR1 and SIGUSR2; the same one again, later, exits at once.
 
     One request often arrives as several signals: SLURM sends SIGUSR1 and then SIGTERM, launchers pass on what
-    the terminal has already sent. None of these may end a rank that is saving.
+    the terminal has already sent. So another signal, or the same one within a second, is the same request.
+
+    Before `defer` is called there is nothing to save, and a signal ends the process at once. A thread
+    listens: the main one may be waiting in a collective, where Python runs no signal handlers.
     """
 
-    def __init__(self, topology: Topology) -> None:
-        self._device = topology.device
-        self._received = 0
-        self._interrupted_at = float("inf")
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
-            signal.signal(number, self._remember)
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._received: dict[int, float] = {}
+        self._deferred = False
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, _leave_to_the_thread)
+        threading.Thread(target=self._listen, args=(reading,), daemon=True, name="stop signals").start()
 
-    def agreed(self) -> bool:
-        """True on every rank as soon as any rank got a signal; call at step boundaries on all ranks."""
-        flag = torch.tensor(self._received, device=self._device)
-        dist.all_reduce(flag, op=dist.ReduceOp.MAX)
-        return bool(flag.item())
+    def defer(self) -> None:
+        """From now on a signal asks for a stop at the next step, with a save."""
+        self._deferred = True
 
-    def _remember(self, number: int, _frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if number == signal.SIGINT and now - self._interrupted_at > _SAME_REQUEST_SECONDS:
-            os._exit(128 + number)
-        if number == signal.SIGINT:
-            self._interrupted_at = min(self._interrupted_at, now)
-        self._received = 1
+    def reason(self, time_limit_seconds: int = 0) -> str | None:
+        """Why this rank wants to stop, or None.
+
+        Args:
+            time_limit_seconds: since this object was made; 0 for no limit.
+        """
+        if self._received:
+            return signal.Signals(next(iter(self._received))).name
+        if time_limit_seconds and time.monotonic() - self._began >= time_limit_seconds:
+            return f"the time limit of {time_limit_seconds} s"
+        return None
+
+    def _listen(self, pipe: int) -> None:
+        while numbers := os.read(pipe, 64):
+            for number in numbers:
+                if number in SIGNALS:
+                    self._take(number)
+
+    def _take(self, number: int) -> None:
+        name = signal.Signals(number).name
+        if not self._deferred:
+            _exit(exit_codes.STOPPED, f"stopped by {name} before training began; nothing was lost")
+        first = self._received.setdefault(number, time.monotonic())
+        if time.monotonic() - first > _SAME_REQUEST_SECONDS:
+            _exit(128 + number, f"ended at once by a second {name}; an earlier checkpoint stays")
+
+
+def _leave_to_the_thread(_number: int, _frame: FrameType | None) -> None:
+    pass
+
+
+def _exit(code: int, text: str) -> None:
+    # os.write, not print: the main thread may be holding the stream's lock.
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"headwater: {text}\n".encode())
+    os._exit(code)

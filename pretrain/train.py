@@ -26,12 +26,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     from pretrain.config import load_config
     from pretrain.config.environment import world_size_from_environment
+    from pretrain.stop import StopSignals
 
+    signals = StopSignals()
     # A wrong config is answered before torch is imported.
     config = load_config(arguments.config, arguments.overrides, world_size_from_environment())
     from pretrain.session import pretrain
 
-    return pretrain(config)
+    return pretrain(config, signals)
 
 
 def parse_arguments(

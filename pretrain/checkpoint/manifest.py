@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,14 +86,28 @@ def verify(directory: Path) -> list[str]:
     return list(_damage(directory, manifest))
 
 
-def find_newest(run_dir: Path) -> Found:
-    """The newest checkpoint that verifies; damaged ones are reported and left for inspection."""
+def find_newest(
+    run_dir: Path,
+    until_step: int | None = None,
+    suits: Callable[[dict[str, Any]], bool] = lambda trainer: True,
+) -> Found:
+    """The newest checkpoint that verifies; damaged ones are reported and left for inspection.
+
+    Args:
+        run_dir: the run.
+        until_step: pass over later ones.
+        suits: pass over those whose trainer state does not suit.
+    """
     passed_over = [
         f"{path}: half-written, ignored" for path in checkpoints_directory(run_dir).glob(".writing-*")
     ]
     finished = list_checkpoints(run_dir)
+    if until_step is not None:
+        finished = [path for path in finished if path.name <= step_directory(run_dir, until_step).name]
     for damaged, directory in enumerate(reversed(finished)):
         problems = verify(directory)
+        if not problems and not suits(read_manifest(directory)["trainer"]):
+            continue
         if not problems:
             return Found(directory, tuple(passed_over), damaged)
         passed_over.append(f"{problems[0]}; passed over")

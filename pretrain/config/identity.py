@@ -18,6 +18,7 @@ MAY_CHANGE = (
     "precision",
     "checkpoint.*",
     "training.*",
+    "bad_steps.*",
     "deepspeed*",
     "batch.*",
     "data.corpora.*",

@@ -94,8 +94,25 @@ class TrainingConfig(Section):
     """Optimizer steps between evaluations on the validation split; 0 never evaluates."""
     eval_samples: PositiveInt = 256
     """Samples in one evaluation, always the same ones."""
+    time_limit_seconds: NonNegativeInt = 0
+    """Wall-clock time of one attempt, after which it saves and stops with exit code 75; 0 for no limit. Leave
+    time for a step and a save before the scheduler's own limit."""
     recompute: Literal["none", "full"] = "none"
     """`full` recomputes each layer's activations in the backward pass to save memory."""
+
+
+class BadStepsConfig(Section):
+    """Steps whose update is left out: loss or gradient not finite, or (where asked for) a loss spike."""
+
+    spike_zscore: Annotated[float, Field(ge=0.0)] = 0.0
+    """A loss this many robust standard deviations (median, MAD) above the median of the last ones is a spike;
+    0 looks for none. 8 catches what PaLM (Chowdhery et al., 2022, section 5.1) skipped by hand."""
+    spike_window: Annotated[int, Field(ge=4)] = 128
+    """Good losses that the median is taken over."""
+    max_in_a_row: PositiveInt = 5
+    """After so many bad steps in a row the run goes back to its last good checkpoint, behind their data."""
+    max_rollbacks: NonNegativeInt = 3
+    """After so many returns in a run it ends with exit code 3 instead."""
 
 
 class JobConfig(Section):
@@ -112,6 +129,7 @@ class JobConfig(Section):
     """Compute type; bf16 keeps fp32 master weights in the optimizer."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     training: TrainingConfig
+    bad_steps: BadStepsConfig = BadStepsConfig()
     deepspeed: dict[str, Any] = {}
     """Extra DeepSpeed keys, merged into the generated config; a key that contradicts it is refused."""
 

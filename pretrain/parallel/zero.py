@@ -8,7 +8,10 @@ are already divided by the global number of targets; it computes no gradient nor
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
@@ -139,11 +142,25 @@ class Engine:
             group["lr"] = lr
         if self.zero_stage == 0:
             grad_norm = self._clip_whole_gradients()
+            if not math.isfinite(grad_norm):
+                return replace(self.discard(), grad_norm=grad_norm)
             self.deepspeed.step()
         else:
             self.deepspeed.step()
             grad_norm = float(self.deepspeed.get_global_grad_norm())
         return StepOutcome(grad_norm=grad_norm, applied=bool(self.deepspeed.was_step_applied()))
+
+    def discard(self) -> StepOutcome:
+        """End an optimizer step after its last micro-batch without an update; gradients are dropped."""
+        if not self._at_boundary:
+            raise RuntimeError("discard() before the last micro-batch of the optimizer step")
+        if self.zero_stage == 0:
+            self.deepspeed.zero_grad()
+            self.deepspeed.step()  # AdamW leaves parameters without a gradient alone
+        else:
+            with _reported_overflow(self.deepspeed.optimizer):
+                self.deepspeed.step()
+        return StepOutcome(grad_norm=math.nan, applied=False)
 
     def eval_mode(self) -> None:
         """Dropout off."""
@@ -179,6 +196,28 @@ class Engine:
             for _, gradient in gradients:
                 gradient.mul_(limit / (norm + 1e-6))
         return norm
+
+
+@contextmanager
+def _reported_overflow(optimizer: Any) -> Iterator[None]:
+    """Let DeepSpeed find an infinite gradient norm: it discards the update and cleans up, at every stage.
+
+    Its loss scale, if it has one, stays as it is.
+    """
+    infinite = {
+        "scaled_global_norm": lambda *_, **__: math.inf,  # stages 1 and 2
+        "_get_norm_groups": lambda: [torch.tensor(math.inf)],  # stage 3
+        "get_grads_for_norm": lambda *_, **__: ([torch.tensor([math.inf])], {}),  # its bf16 optimizer
+        "_update_scale": lambda *_: None,
+    }
+    patched = [name for name in infinite if hasattr(optimizer, name)]
+    for name in patched:
+        setattr(optimizer, name, infinite[name])
+    try:
+        yield
+    finally:
+        for name in patched:
+            delattr(optimizer, name)  # the class's own again
 
 
 def _quiet_deepspeed() -> None:

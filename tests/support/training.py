@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,18 @@ def train(
     load: str | None = None,
     save: str | None = None,
     extra: dict[str, Any] | None = None,
+    leave_out: tuple[int, ...] = (),
+    discard: tuple[int, ...] = (),
+    poison: dict[int, int] | None = None,
 ) -> dict[str, Any]:
     """Train some steps from the seed (or from checkpoint `load`); losses, norms and the final whole weights.
 
-    With `save`, a checkpoint is written into that run directory at the end.
+    With `save`, a checkpoint is written into that run directory at the end. Steps of `leave_out` are not run
+    at all, the update of those of `discard` is not accepted, and a NaN gets into the gradients of a rank at
+    those of `poison` (step -> rank).
     """
+    import torch.distributed as dist
+
     from pretrain.checkpoint import load_checkpoint, save_checkpoint
     from pretrain.models import build_model
     from pretrain.optimizer import build_optimizer
@@ -163,13 +171,18 @@ def train(
     model = build_model(config)
     engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
     first = int(load_checkpoint(engine, Path(load))["step"]) if load else 0
-    losses, norms = [], []
+    losses, norms, applied = [], [], []
     for step in range(first, first + steps):
+        if step in leave_out:
+            continue
+        factor = math.nan if (poison or {}).get(step) == dist.get_rank() else 1.0
+        engine.backward = lambda loss, factor=factor: Engine.backward(engine, loss * factor)
         batches = micro_batches(kind, step, topology.data_parallel_rank, topology.data_parallel_size)
         seed_step(config.seed, step, topology)
-        result = train_step(engine, batches, lr=1e-3)
+        result = train_step(engine, batches, 1e-3, lambda loss, step=step: step not in discard)
         losses.append(result.losses["loss"])
         norms.append(result.grad_norm)
+        applied.append(result.applied)
     directory = None
     if save:
         directory = str(save_checkpoint(engine, config, {"step": first + steps}, {}))
@@ -179,7 +192,13 @@ def train(
         if layout.zero_stage < 3 and not getattr(parameter, "tensor_model_parallel", False)
     ]
     engine.close()
-    return {"losses": losses, "norms": norms, "directory": directory, "replicated": replicated}
+    return {
+        "applied": applied,
+        "losses": losses,
+        "norms": norms,
+        "directory": directory,
+        "replicated": replicated,
+    }
 
 
 def draws(tp: int, step: int) -> dict[str, Any]:

@@ -5,45 +5,72 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from pretrain import loop
+from pretrain import saving
 from pretrain.checkpoint import CheckpointError
-from pretrain.loop import _check_finite
-from pretrain.step import StepMetrics, TrainingError
+from pretrain.stop import StopSignals
 
 SCRIPT = """
 import os, signal, sys, time
-import torch
-from pretrain import stop
-stop.dist.all_reduce = lambda tensor, op: None
-class One:
-    device = torch.device("cpu")
-signals = stop.StopSignal(One())
-assert not signals.agreed()
-for name, pause in [word.split(":") for word in sys.argv[1:]]:
+from pretrain.stop import StopSignals
+signals = StopSignals()
+assert signals.reason() is None and signals.reason(3600) is None
+if sys.argv[1] == "deferred":
+    signals.defer()
+for name, pause in [word.split(":") for word in sys.argv[2:]]:
     os.kill(os.getpid(), getattr(signal, name))
     time.sleep(float(pause))
-assert signals.agreed()
+time.sleep(0.1)
+assert signals.reason() == sys.argv[2].split(":")[0], signals.reason()
 print("alive")
 """
 
 
-def send(*signals: str) -> int:
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, *signals], check=False, capture_output=True
-    ).returncode
+def send(*words: str) -> int:
+    return subprocess.run([sys.executable, "-c", SCRIPT, *words], check=False, capture_output=True).returncode
 
 
 def test_one_request_in_many_signals_never_ends_a_rank() -> None:
-    assert send("SIGUSR1:0", "SIGTERM:1.2", "SIGTERM:0", "SIGINT:0", "SIGINT:0", "SIGUSR2:0") == 0
+    assert send("deferred", "SIGUSR1:0", "SIGTERM:1.2", "SIGUSR2:0", "SIGINT:0", "SIGINT:0") == 0
 
 
-def test_a_second_ctrl_c_ends_it_at_once() -> None:
-    assert send("SIGINT:1.2", "SIGINT:0") == 128 + signal.SIGINT
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_the_same_signal_again_ends_it_at_once(name: str) -> None:
+    assert send("deferred", f"{name}:1.2", f"{name}:5") == 128 + signal.Signals[name]
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_before_training_a_signal_ends_it_with_the_code_of_a_stop(name: str) -> None:
+    assert send("starting", f"{name}:5") == 75
+
+
+def test_a_signal_reaches_a_rank_that_waits_outside_of_python() -> None:
+    """As in a collective: Python's own handlers would run only afterwards."""
+    script = (
+        "import ctypes, threading, os, signal\n"
+        "from pretrain.stop import StopSignals\n"
+        "StopSignals()\n"
+        "threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGTERM)).start()\n"
+        "libc = ctypes.CDLL(None)\n"
+        "while True: libc.usleep(3_000_000)\n"
+        "print('never')\n"
+    )
+    began = time.monotonic()
+    ended = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True)
+    assert ended.returncode == 75 and "SIGTERM before training began" in ended.stderr
+    assert time.monotonic() - began < 3
+
+
+def test_the_time_limit_counts_from_the_start() -> None:
+    signals = StopSignals.__new__(StopSignals)
+    signals._received, signals._began = {}, time.monotonic() - 10
+    assert signals.reason(0) is None and signals.reason(11) is None
+    assert signals.reason(10) == "the time limit of 10 s"
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
@@ -51,19 +78,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
 ) -> None:
     """Starting again from step 0 would throw the run away without a word."""
     (tmp_path / "checkpoints" / "step-00000005").mkdir(parents=True)
-    monkeypatch.setattr(loop, "broadcast_from_main", lambda value: value)
+    monkeypatch.setattr(saving, "broadcast_from_main", lambda value: value)
     job = SimpleNamespace(
-        config=SimpleNamespace(run_dir=str(tmp_path)), topology=SimpleNamespace(is_main=True)
+        config=SimpleNamespace(run_dir=str(tmp_path)),
+        topology=SimpleNamespace(is_main=True),
+        run_dir=tmp_path,
     )
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
-        loop._resume(job)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(("loss", "norm"), [(float("nan"), 1.0), (1.0, float("inf"))])
-def test_training_ends_on_values_that_are_not_finite(loss: float, norm: float) -> None:
-    class Config:
-        run_dir = "runs/x"
-
-    with pytest.raises(TrainingError, match="step 7: .* without saving") as caught:
-        _check_finite(Config(), 7, StepMetrics({"loss": loss}, norm, True))  # type: ignore[arg-type]
-    assert caught.value.exit_code == 3
+        saving.resume(job)  # type: ignore[arg-type]

@@ -1,0 +1,135 @@
+"""Saving and going back: the checkpoints of a job, as the loop sees them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from pretrain.bad_steps import BadSteps, append_record, read_record
+from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
+from pretrain.checkpoint.manifest import Found, read_manifest
+from pretrain.job import Job
+from pretrain.parallel.collectives import broadcast_from_main
+from pretrain.reporting import Reporter
+from pretrain.step import TrainingError
+
+
+@dataclass(slots=True)
+class Position:
+    """How far the run is."""
+
+    step: int
+    """Optimizer steps done."""
+    evaluation_due: bool = False
+    """The evaluation of this step was broken off by a stop."""
+
+
+def resume(job: Job) -> tuple[Position, BadSteps]:
+    """Load the newest checkpoint that verifies, or begin at step 0.
+
+    Raises:
+        CheckpointError: If the run has checkpoints and none of them verifies.
+    """
+    main, run_dir = job.topology.is_main, job.run_dir
+    found: Found = broadcast_from_main(find_newest(run_dir) if main else None)
+    if main:
+        for text in found.passed_over:
+            print(f"warning: {text}", flush=True)
+    if found.directory is None and found.damaged:
+        raise CheckpointError(
+            f"{run_dir}: every checkpoint is damaged, so the run cannot go on; restore one, or start in "
+            "another run_dir"
+        )
+    trainer: dict[str, Any] = {"step": 0}
+    if found.directory is not None:
+        trainer = load_checkpoint(job.engine, found.directory)
+        job.stream.load_state_dict(trainer["stream"])
+        if main:
+            print(f"resuming from {found.directory} (step {trainer['step']})", flush=True)
+    position = Position(int(trainer["step"]), bool(trainer.get("evaluation_due")))
+    known = broadcast_from_main(read_record(run_dir, position.step) if main else None)
+    bad_steps = BadSteps(job.config.bad_steps, known)
+    if "bad_steps" in trainer:
+        bad_steps.load_state_dict(trainer["bad_steps"])
+    return position, bad_steps
+
+
+class Saves:
+    """Writes the checkpoints of a job."""
+
+    def __init__(self, job: Job, bad_steps: BadSteps, reporter: Reporter, step: int) -> None:
+        self._job, self._bad_steps, self._reporter = job, bad_steps, reporter
+        self._last = step
+
+    def save(self, position: Position) -> None:
+        """Save the state after a step; all ranks together.
+
+        Raises:
+            CheckpointError: on every rank, when one could not write.
+        """
+        job, started = self._job, time.perf_counter()
+        if job.topology.is_main:
+            job.claim.check()
+        trainer = {
+            "step": position.step,
+            "evaluation_due": position.evaluation_due,
+            "stream": job.stream.state_dict(),
+            "bad_steps": self._bad_steps.state_dict(),
+        }
+        directory = save_checkpoint(job.engine, job.config, trainer, job.extra_files)
+        if job.ledger:
+            job.ledger.saved(position.step, job.stream.consumed_samples)
+        seconds = time.perf_counter() - started
+        self._last = position.step
+        self._reporter.stalled(position.step, seconds)
+        self._reporter.say(f"saved {directory} in {seconds:.1f} s")
+
+    def finish(self, position: Position) -> None:
+        """Save what is not saved yet, at the end of a job."""
+        if self._last < position.step:
+            self.save(position)
+
+    def note_bad_step(self, step: int, reason: str) -> None:
+        """Record that a step had no update."""
+        self._reporter.say(f"step {step}: {reason}; its update was left out")
+        self._record("skip", step=step, reason=reason)
+
+    def roll_back(self, position: Position) -> None:
+        """Take the weights of the last good checkpoint, stay behind the data read since, and save that.
+
+        Raises:
+            TrainingError: there is no such checkpoint, or it was done too often.
+        """
+        job, bad = self._job, self._bad_steps
+        good_until = position.step - bad.in_a_row
+        found = (
+            find_newest(job.run_dir, good_until, _saved_between_good_steps) if job.topology.is_main else None
+        )
+        directory = broadcast_from_main(found and found.directory)
+        if directory is None:
+            raise TrainingError(
+                f"step {position.step}: {bad.in_a_row} bad steps in a row and no checkpoint from before "
+                "them; stopped without saving. Lower optimizer.lr or raise schedule.lr_warmup_steps, in a new "
+                "run_dir"
+            )
+        bad.rolled_back(read_manifest(directory)["trainer"]["bad_steps"])
+        trainer = load_checkpoint(job.engine, directory)
+        self._reporter.say(
+            f"step {position.step}: too many bad steps in a row; weights are those of {directory} again, the "
+            f"data of steps {trainer['step'] + 1} to {position.step} is passed over"
+        )
+        self._record("rollback", step=position.step, to_step=trainer["step"])
+        self.save(position)
+
+    def _record(self, kind: str, **values: Any) -> None:
+        job = self._job
+        if job.topology.is_main:
+            job.claim.check()
+            append_record(job.run_dir, kind, **values)
+        if job.ledger:
+            job.ledger.write("bad_step" if kind == "skip" else kind, **values)
+
+
+def _saved_between_good_steps(trainer: dict[str, Any]) -> bool:
+    return "bad_steps" in trainer and trainer["bad_steps"]["in_a_row"] == 0
