@@ -110,8 +110,8 @@ class Saves:
         if directory is None:
             raise TrainingError(
                 f"step {position.step}: {bad.in_a_row} bad steps in a row and no checkpoint from before "
-                "them; stopped without saving. Lower optimizer.lr or raise schedule.lr_warmup_steps, in a new "
-                "run_dir"
+                "them; stopped without saving. Lower optimizer.lr or raise schedule.lr_warmup_steps, in a "
+                "new run_dir"
             )
         bad.rolled_back(read_manifest(directory)["trainer"]["bad_steps"])
         trainer = load_checkpoint(job.engine, directory)
