@@ -9,7 +9,7 @@ Legend: B micro_batch_size, S longest sequence of the micro-batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,84 +18,91 @@ import numpy.typing as npt
 import xxhash
 
 from data_tools.errors import DataError
-from finetune.classification import IGNORED_LABEL
-from finetune.text import TextCodec
-from pretrain.config import ConfigError
 from pretrain.data.order import sample_at
 from pretrain.data.philox import I64, derive_key
 from pretrain.data.steps import RankPlan
 
 MicroBatch = dict[str, npt.NDArray[Any]]
 
+IGNORED_LABEL = -100
+"""Target without loss (torch's cross_entropy default); nan where targets are floats."""
+
+FILLED_WITHOUT_TARGET = {"tags": IGNORED_LABEL, "loss_mask": 0}
+"""Sequences that are targets, and their value at tokens that have none."""
+
 STATE_FORMAT = 1
 """Raised whenever the same state would mean other samples."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
-    """Tokenised, labelled texts.
+    """Tokenised rows of a task.
 
     Attributes:
-        tokens: [CLS] text [SEP] of each example, int32.
-        labels: [n] int64.
-        pad_id: Fills shorter sequences of a batch.
-        truncated: Examples whose text was too long.
+        sequences: By name of the model's argument, an int array per example; those of one example are equally
+            long. `tokens` is always there.
+        fill: What pads each of them in a batch.
+        targets: By name, [n, ...]: what the model has to find, one row per example; empty for predictions.
+        padding_mask: Whether the model is told where the padding is.
+        rows: [n] the row of the file that each example comes from; a long row may give several.
+        notes: Per example, what the task needs to turn outputs into answers.
+        truncated: Rows that were too long.
     """
 
-    tokens: tuple[npt.NDArray[np.int32], ...]
-    labels: I64
-    pad_id: int
-    truncated: int
+    sequences: Mapping[str, Sequence[npt.NDArray[Any]]]
+    fill: Mapping[str, int]
+    targets: Mapping[str, npt.NDArray[Any]]
+    rows: I64
+    padding_mask: bool = True
+    notes: Sequence[npt.NDArray[Any]] = ()
+    truncated: int = 0
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.rows)
+
+    @property
+    def lengths(self) -> I64:
+        """[n] tokens of each example."""
+        return np.array([len(tokens) for tokens in self.sequences["tokens"]])
 
     @property
     def fingerprint(self) -> str:
-        """Hash of tokens and labels: what a saved cursor belongs to."""
-        digest = xxhash.xxh3_128(self.labels.tobytes())
-        for tokens in self.tokens:
-            digest.update(np.int64(len(tokens)).tobytes())
-            digest.update(np.ascontiguousarray(tokens).tobytes())
+        """Hash of sequences and targets: what a saved cursor belongs to."""
+        digest = xxhash.xxh3_128()
+        for name in sorted(self.targets):
+            digest.update(np.ascontiguousarray(self.targets[name]).tobytes())
+        for name in sorted(self.sequences):
+            for values in self.sequences[name]:
+                digest.update(np.int64(len(values)).tobytes())
+                digest.update(np.ascontiguousarray(values).tobytes())
         return digest.hexdigest()
 
-    def micro_batch(self, rows: Sequence[int] | I64) -> MicroBatch:
+    def micro_batch(self, numbers: Sequence[int] | I64) -> MicroBatch:
         """Stack examples, padded to the longest.
 
         Returns:
-            tokens and token_types [B, S] int64, padding_mask [B, S] bool (True = real), labels [B] int64.
+            Each sequence [B, S] (ints as int64), each target [B, ...], and where the model wants it
+            padding_mask [B, S] bool (True = real).
         """
-        lengths = np.array([len(self.tokens[row]) for row in rows])
+        chosen = np.asarray(numbers)
+        lengths = np.array([len(self.sequences["tokens"][n]) for n in chosen])
         real = np.arange(lengths.max()) < lengths[:, None]
-        tokens = np.full(real.shape, self.pad_id, dtype=np.int64)
-        tokens[real] = np.concatenate([self.tokens[row] for row in rows])
-        return {
-            "tokens": tokens,
-            "token_types": np.zeros_like(tokens),
-            "padding_mask": real,
-            "labels": self.labels[np.asarray(rows)],
-        }
+        batch: MicroBatch = {"padding_mask": real} if self.padding_mask else {}
+        for name, values in self.sequences.items():
+            joined = np.concatenate([values[n] for n in chosen])
+            kind = np.int64 if np.issubdtype(joined.dtype, np.integer) else joined.dtype
+            batch[name] = np.full(real.shape, self.fill[name], dtype=kind)
+            batch[name][real] = joined
+        return batch | {name: values[chosen] for name, values in self.targets.items()}
 
-
-def encode_examples(
-    codec: TextCodec, texts: Sequence[str], labels: Sequence[int], seq_length: int
-) -> Examples:
-    """Tokenise texts as [CLS] text [SEP], cut to seq_length tokens.
-
-    Raises:
-        ConfigError: A tokenizer without [CLS] or [SEP].
-    """
-    cls_id, sep_id, pad_id = codec.cls_id, codec.sep_id, codec.pad_id
-    if cls_id is None or sep_id is None or pad_id is None:
-        raise ConfigError(
-            "pretrained: the tokenizer of this checkpoint lacks [CLS], [SEP] or [PAD]; it is no BERT's"
-        )
-    encoded = codec.encode_batch(texts)
-    room = seq_length - 2
-    first, last = np.array([cls_id], np.int32), np.array([sep_id], np.int32)
-    tokens = tuple(np.concatenate([first, ids[:room], last]) for ids in encoded)
-    truncated = sum(len(ids) > room for ids in encoded)
-    return Examples(tokens, np.asarray(labels, dtype=np.int64), pad_id, truncated)
+    def filled_micro_batch(self, numbers: I64) -> MicroBatch:
+        """As `micro_batch`, with examples without targets in the place of numbers behind the last one."""
+        real = numbers < len(self)
+        batch = self.micro_batch(np.where(real, numbers, 0))
+        for name in self.targets.keys() | (self.sequences.keys() & FILLED_WITHOUT_TARGET.keys()):
+            ignored = np.nan if batch[name].dtype.kind == "f" else IGNORED_LABEL
+            batch[name][~real] = FILLED_WITHOUT_TARGET.get(name, ignored)
+        return batch
 
 
 class ExampleStream:
@@ -109,7 +116,7 @@ class ExampleStream:
         self.consumed_samples = 0
         self._examples, self._plan = examples, plan
         self._key = derive_key(seed, "finetune")
-        self._mean_tokens = sum(map(len, examples.tokens)) / len(examples)
+        self._mean_tokens = float(examples.lengths.mean())
         self._identity = {
             "format": STATE_FORMAT,
             "seed": seed,
@@ -160,19 +167,16 @@ class ExampleStream:
         return sample_at(within, epoch, count, self._key)
 
 
-def evaluation_steps(examples: Examples, plan: RankPlan) -> list[list[MicroBatch]]:
+def evaluation_batches(examples: Examples, plan: RankPlan) -> Iterator[tuple[I64, MicroBatch]]:
     """Every example exactly once over all ranks, the same number of micro-batches on each.
 
     Ranks must call the model equally often (ZeRO 3 gathers weights in every call), so the last micro-batches
-    are filled up with rows that have no label.
+    are filled up with examples that have no target; their numbers lie behind the last example's.
+
+    Returns:
+        [B] numbers and the micro-batch, in turn.
     """
     size = plan.micro_batch_size
-    per_step = size * plan.size
-    steps = []
-    for first in range(0, len(examples), per_step):
+    for first in range(0, len(examples), size * plan.size):
         numbers = first + plan.rank * size + np.arange(size)
-        real = numbers < len(examples)
-        batch = examples.micro_batch(np.where(real, numbers, 0))
-        batch["labels"] = np.where(real, batch["labels"], IGNORED_LABEL)
-        steps.append([batch])
-    return steps
+        yield numbers, examples.filled_micro_batch(numbers)

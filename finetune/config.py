@@ -1,50 +1,131 @@
-"""The finetuning configuration: one YAML file, one run; shares its job sections with pretraining."""
+"""The finetuning configuration: one YAML file, one run; shares its job sections with pretraining.
+
+`task.kind` chooses the task; it decides which keys the sections `task` and `data` have. Imports neither torch
+nor numpy: `headwater launch` and `check` read it on login nodes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from finetune.task_config import (
+    ClassificationTask,
+    DataSection,
+    MultiLabelData,
+    MultiLabelTask,
+    QuestionAnsweringTask,
+    QuestionData,
+    RegressionTask,
+    ResponseData,
+    SftTask,
+    TaggedData,
+    TaggingTask,
+    TaskSection,
+    TextData,
+)
 from pretrain.config import ConfigError, JobConfig
 from pretrain.config.load import parse_section, read_yaml
-from pretrain.config.model import BertModelConfig, ModelConfig, model_problems
-from pretrain.config.section import Rate, Section
+from pretrain.config.model import ModelConfig, model_problems
+from pretrain.config.schema import OptimizerConfig
+from pretrain.config.section import NonNegativeInt, PositiveInt, Section
 from pretrain.config.validate import job_problems
 
+AnyModel = Annotated[ModelConfig, Field(discriminator="kind")]
 
-class ClassificationTask(Section):
-    """One label for a text; needs a BERT."""
-
-    kind: Literal["classification"]
-    dropout: Rate | None = None
-    """Before the new head; null takes the model's hidden_dropout."""
+MODEL_KIND: dict[str, Literal["bert", "gpt"]] = {"sft": "gpt"}
+"""Which kind of model a task needs, where it is not a bert."""
 
 
-class LabelledTextConfig(Section):
-    """Labelled texts in JSON lines."""
+class FinetuneOptimizerConfig(OptimizerConfig):
+    """AdamW with what only pretrained weights ask for."""
 
-    train: str
-    validation: str
-    text: str = "text"
-    """Column (JSON key) of the text; longer ones are cut to `batch.seq_length` tokens."""
-    label: str = "label"
-    """Column of the label: text, whole number or true/false."""
+    layer_lr_decay: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Each layer learns this factor slower than the one above it, the embeddings slowest (Howard & Ruder,
+    2018; Clark et al., 2020 use 0.8 to 0.9); the new head has the full rate."""
+    frozen_layers: NonNegativeInt | None = None
+    """The embeddings and this many of the lowest layers keep their weights; null trains everything."""
+
+
+class SelectionConfig(Section):
+    """Which checkpoint is the result of the run: the best evaluation instead of the last step."""
+
+    metric: str
+    """A score of the task's evaluations, or `loss`."""
+    patience: PositiveInt | None = None
+    """End the run after so many evaluations without a better one; null trains all `train_steps`."""
 
 
 class FinetuneConfig(JobConfig):
-    """A complete finetuning run."""
+    """A complete finetuning run; the classes below say which task."""
 
     pretrained: str
     """Run directory (its newest checkpoint) or checkpoint; gives weights, architecture and tokenizer."""
     from_scratch: bool = False
     """Start from random weights instead, everything else equal: what was pretraining worth?"""
-    model: BertModelConfig | None = None
+    model: AnyModel | None = None
     """Taken from the checkpoint; leave it out. The saved config has it, so that it stands alone."""
+    optimizer: FinetuneOptimizerConfig
+    selection: SelectionConfig | None = None
+    """null keeps the last step as the result."""
+    task: TaskSection
+    data: DataSection
+
+
+class ClassificationConfig(FinetuneConfig):
+    """See ClassificationTask."""
+
     task: ClassificationTask
-    data: LabelledTextConfig
+    data: TextData
+
+
+class MultiLabelConfig(FinetuneConfig):
+    """See MultiLabelTask."""
+
+    task: MultiLabelTask
+    data: MultiLabelData
+
+
+class RegressionConfig(FinetuneConfig):
+    """See RegressionTask."""
+
+    task: RegressionTask
+    data: TextData
+
+
+class TaggingConfig(FinetuneConfig):
+    """See TaggingTask."""
+
+    task: TaggingTask
+    data: TaggedData
+
+
+class QuestionAnsweringConfig(FinetuneConfig):
+    """See QuestionAnsweringTask."""
+
+    task: QuestionAnsweringTask
+    data: QuestionData
+
+
+class SftConfig(FinetuneConfig):
+    """See SftTask."""
+
+    task: SftTask
+    data: ResponseData
+
+
+CONFIGS: Mapping[str, type[FinetuneConfig]] = {
+    "classification": ClassificationConfig,
+    "multi_label": MultiLabelConfig,
+    "regression": RegressionConfig,
+    "tagging": TaggingConfig,
+    "question_answering": QuestionAnsweringConfig,
+    "sft": SftConfig,
+}
+"""By task.kind."""
 
 
 class ImportedConfig(Section):
@@ -52,7 +133,7 @@ class ImportedConfig(Section):
 
     imported_from: str
     """Name of the Hugging Face directory."""
-    model: Annotated[ModelConfig, Field(discriminator="kind")]
+    model: AnyModel
     task: ClassificationTask | None = None
 
 
@@ -69,11 +150,25 @@ def load_finetune_config(
     Raises:
         ConfigError: With every problem found.
     """
-    config = parse_section(FinetuneConfig, read_yaml(path, overrides), source=str(path))
-    problems = job_problems(config, world_size)
+    data = read_yaml(path, overrides)
+    config = parse_section(config_class(data, str(path)), data, source=str(path))
+    problems = job_problems(config, world_size) + _selection_problems(config)
     if problems:
         raise ConfigError(problems, source=str(path))
     return config
+
+
+def config_class(data: Mapping[str, Any], source: str) -> type[FinetuneConfig]:
+    """The class of a configuration, by its task.kind.
+
+    Raises:
+        ConfigError: No task, or one that is not known.
+    """
+    task = data.get("task")
+    kind = task.get("kind") if isinstance(task, dict) else None
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        raise ConfigError(f"task.kind: must be one of {', '.join(CONFIGS)} (got {kind!r})", source=source)
+    return CONFIGS[kind]
 
 
 def with_model(config: FinetuneConfig, model: ModelConfig) -> FinetuneConfig:
@@ -82,9 +177,11 @@ def with_model(config: FinetuneConfig, model: ModelConfig) -> FinetuneConfig:
     Raises:
         ConfigError: With everything about the architecture that does not fit the run.
     """
-    if not isinstance(model, BertModelConfig):
+    needed = MODEL_KIND.get(config.task.kind, "bert")
+    if model.kind != needed:
         raise ConfigError(
-            f"pretrained: {config.pretrained} is a {model.kind}; task.kind: classification needs a bert"
+            f"pretrained: {config.pretrained} is a {model.kind}; task.kind: {config.task.kind} needs a "
+            f"{needed}"
         )
     problems = []
     if config.model is not None and config.model != model:
@@ -94,12 +191,35 @@ def with_model(config: FinetuneConfig, model: ModelConfig) -> FinetuneConfig:
             f"batch.seq_length: {config.batch.seq_length} is longer than the "
             f"{model.max_position_embeddings} positions of {config.pretrained}"
         )
-    if config.batch.seq_length < 3:
+    if config.batch.seq_length < config.task.smallest_seq_length:
         problems.append(
-            f"batch.seq_length: {config.batch.seq_length} leaves no room for text between [CLS] and [SEP]"
+            f"batch.seq_length: {config.batch.seq_length} leaves no room for text in task.kind: "
+            f"{config.task.kind}; {config.task.smallest_seq_length} at least"
         )
+    frozen = config.optimizer.frozen_layers
+    if frozen is not None and frozen > model.num_layers:
+        problems.append(f"optimizer.frozen_layers: {frozen} of a model with {model.num_layers} layers")
     tp = config.parallel.tensor_model_parallel_size
     problems += model_problems(model, tp)
     if problems:
         raise ConfigError(problems)
     return config.model_copy(update={"model": model})
+
+
+def _selection_problems(config: FinetuneConfig) -> list[str]:
+    problems = []
+    if config.optimizer.frozen_layers is not None and config.training.recompute != "none":
+        problems.append(
+            "optimizer.frozen_layers: cannot be combined with training.recompute: full; frozen layers keep "
+            "no activations anyway"
+        )
+    if config.selection is None:
+        return problems
+    if config.selection.metric not in ("loss", *config.task.scores):
+        problems.append(
+            f"selection.metric: {config.selection.metric!r} is no score of task.kind: {config.task.kind}, "
+            f"which has loss, {', '.join(config.task.scores)}"
+        )
+    if not config.training.eval_interval:
+        problems.append("selection: needs evaluations; set training.eval_interval")
+    return problems

@@ -43,10 +43,11 @@ def import_hf(source: Path, run_dir: Path) -> list[str]:
         CheckpointError: `run_dir` has checkpoints already.
         ConversionError: Our model computes something else with the converted weights; nothing is written.
     """
-    from finetune.config import ClassificationTask, ImportedConfig
+    from finetune.config import ImportedConfig
     from finetune.export_hf import LARGEST_DIFFERENCE
     from finetune.hf_config import model_section
     from finetune.source import difference_from, kind_of, write_weights
+    from finetune.task_config import ClassificationTask
     from finetune.text import own_tokenizer, tokenizer_files
     from finetune.weights import from_hf
     from pretrain.config import ConfigError

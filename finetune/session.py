@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
-from finetune.batches import Examples, ExampleStream, encode_examples, evaluation_steps
-from finetune.classification import BertForClassification
+from finetune.batches import ExampleStream
 from finetune.config import FinetuneConfig, with_model
-from finetune.labelled_text import infer_labels, label_ids, read_rows
+from finetune.evaluation import Evaluation, Labelled, evaluate
+from finetune.finetuned import require_libraries
+from finetune.optimizer import build_finetune_optimizer, freeze
+from finetune.report import write_report
+from finetune.selection import BEST, Selection
 from finetune.source import LABELS, read_architecture
+from finetune.task_config import SftTask
+from finetune.tasks import open_task
+from finetune.tasks.sft import packed
+from finetune.tasks.task import Encoder, Task
 from finetune.text import TextCodec, open_text_codec, tokenizer_files
-from pretrain.checkpoint import find_checkpoint, find_newest, load_parameters, read_parameters
+from pretrain.checkpoint import (
+    find_checkpoint,
+    find_newest,
+    load_checkpoint,
+    load_parameters,
+    read_parameters,
+)
 from pretrain.checkpoint.files import write_json
+from pretrain.checkpoint.manifest import step_directory
+from pretrain.config import exit_codes
 from pretrain.config.derive import data_parallel_size
-from pretrain.config.model import BertModelConfig
 from pretrain.data.steps import RankPlan
 from pretrain.job import Job
 from pretrain.loop import run
-from pretrain.optimizer import build_optimizer
 from pretrain.parallel.collectives import broadcast_from_main
 from pretrain.parallel.rng import seed_initialization
 from pretrain.parallel.topology import Topology, initialize_topology, leave_process_group
 from pretrain.parallel.zero import Engine
 from pretrain.run_directory import Claim, claim_run_directory
-from pretrain.step import evaluate, evaluate_unless
 from pretrain.stop import StopSignals
 
 RESULTS = "results.json"
@@ -37,11 +49,12 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True, slots=True)
 class TaskData:
-    """Tokenised training and validation data."""
+    """A task with its tokenised training and validation data."""
 
+    task: Task
     labels: tuple[str, ...]
-    train: Examples
-    validation: Examples
+    train: Labelled
+    validation: Labelled
 
 
 def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
@@ -50,6 +63,7 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     Raises:
         ConfigError, DataError, CheckpointError: Naming what to change.
     """
+    require_libraries()
     source = find_checkpoint(Path(config.pretrained))
     config = with_model(config, read_architecture(source).model)
     data = load_data(config, open_text_codec(source))
@@ -60,7 +74,7 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
                 print(f"already complete: {Path(config.run_dir) / RESULTS} has the results", flush=True)
             code = 0
         else:
-            code = _train(config, source, data, topology, claim, signals)
+            code = _train(_job(config, source, data, topology, claim, signals), data)
     leave_process_group()
     return code
 
@@ -71,74 +85,90 @@ def load_data(config: FinetuneConfig, codec: TextCodec) -> TaskData:
     Raises:
         DataError: A bad row or an unknown label, with file and line.
     """
-    columns = config.data.text, config.data.label
+    task = open_task(config.task, config.data)
     paths = [Path(config.data.train), Path(config.data.validation)]
-    train, validation = (read_rows(path, *columns) for path in paths)
-    labels = infer_labels(paths[0], train)
-    examples = [
-        encode_examples(
-            codec, [row.text for row in rows], label_ids(path, rows, labels), config.batch.seq_length
-        )
-        for path, rows in zip(paths, (train, validation), strict=True)
-    ]
-    return TaskData(labels, *examples)
+    train, validation = (task.read(path) for path in paths)
+    labels = task.infer_labels(paths[0], train)
+    encoder = Encoder(codec, config.batch.seq_length, labels)
+    examples = task.encode(train, encoder)
+    if isinstance(config.task, SftTask) and config.task.packing:
+        examples = packed(examples, config.batch.seq_length)
+    evaluated = Labelled(validation, task.encode(validation, encoder))
+    return TaskData(task, labels, Labelled(train, examples), evaluated)
 
 
-def build_classifier(
-    config: FinetuneConfig, source: Path, num_labels: int, topology: Topology
-) -> BertForClassification:
+def build_model(config: FinetuneConfig, source: Path, data: TaskData, topology: Topology) -> nn.Module:
     """The model with pretrained weights and a fresh head, or with random weights throughout."""
-    assert isinstance(config.model, BertModelConfig)  # with_model has filled it in
+    assert config.model is not None  # with_model has filled it in
     seed_initialization(config.seed)
-    model = BertForClassification(
+    model = data.task.build(
         config.model,
-        num_labels,
-        config.task.dropout,
+        data.labels,
+        data.train.examples,
         precision=config.precision,
         tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
         recompute=config.training.recompute,
     )
     if not config.from_scratch:
         load_parameters(model, read_parameters(source), topology, allow_missing=("head.",))
+    freeze(model, config.optimizer)
     return model
 
 
-def _train(
+def _job(
     config: FinetuneConfig,
     source: Path,
     data: TaskData,
     topology: Topology,
     claim: Claim,
     signals: StopSignals,
-) -> int:
-    plan = _rank_plan(config, topology)
-    steps = evaluation_steps(data.validation, plan)
-    model: nn.Module = build_classifier(config, source, len(data.labels), topology)
-    engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
+) -> Job:
+    model = build_model(config, source, data, topology)
+    assert config.model is not None
+    optimizer = build_finetune_optimizer(model, config.optimizer, config.model.num_layers)
     run_dir = Path(config.run_dir)
+    files = tokenizer_files(source)
+    if data.labels:
+        files = {LABELS: run_dir / LABELS, **files}
     if topology.is_main:
-        write_json(run_dir / LABELS, list(data.labels))
+        if data.labels:
+            write_json(run_dir / LABELS, list(data.labels))
         print(_summary(config, source, data), flush=True)
-    job = Job(
+
+    def scores(engine: Engine, stop_now: Callable[[], bool]) -> dict[str, float] | None:
+        evaluation = _evaluation(engine, data, stop_now)
+        return None if evaluation is None else evaluation.scores
+
+    return Job(
         config=config,
         topology=topology,
-        engine=engine,
-        stream=ExampleStream(data.train, plan, config.seed),
+        engine=Engine(config, model, optimizer, topology),
+        stream=ExampleStream(data.train.examples, _rank_plan(config, topology), config.seed),
         claim=claim,
         signals=signals,
-        evaluate=lambda e, stop_now: evaluate_unless(stop_now, e, steps),
-        extra_files={LABELS: run_dir / LABELS, **tokenizer_files(source)},
+        evaluate=scores,
+        selection=Selection(config.selection) if config.selection else None,
+        extra_files=files,
     )
+
+
+def _evaluation(engine: Engine, data: TaskData, stop_now: Callable[[], bool]) -> Evaluation | None:
+    size = engine.config.batch.micro_batch_size
+    return evaluate(engine, data.task, data.labels, data.validation, size, stop_now)
+
+
+def _train(job: Job, data: TaskData) -> int:
     code = run(job)
-    if code == 0:
-        results = _results(config, data, evaluate(engine, steps))
-        if topology.is_main:
-            write_json(run_dir / RESULTS, results)
-            print(
-                f"accuracy {results['accuracy']:.4f} on {results['n']} validation rows (always the most "
-                f"frequent label: {results['majority_class_accuracy']:.4f}); see {run_dir / RESULTS}",
-                flush=True,
-            )
+    if code != exit_codes.OK:
+        return code
+    best_step = None
+    if isinstance(job.selection, Selection) and job.selection.best_step is not None:
+        best_step = job.selection.best_step
+        load_checkpoint(job.engine, step_directory(job.run_dir / BEST, best_step))
+    evaluation = _evaluation(job.engine, data, lambda: False)
+    if job.topology.is_main and evaluation is not None:
+        assert isinstance(job.config, FinetuneConfig)
+        _write_results(job.config, data, evaluation, best_step)
     return code
 
 
@@ -162,25 +192,34 @@ def _rank_plan(config: FinetuneConfig, topology: Topology) -> RankPlan:
     return RankPlan(batch.global_batch_size, batch.micro_batch_size, topology.data_parallel_rank, size)
 
 
-def _results(config: FinetuneConfig, data: TaskData, metrics: dict[str, float]) -> dict[str, Any]:
-    most_frequent = np.bincount(data.train.labels).argmax()
-    return {
-        "accuracy": metrics["accuracy"],
-        "loss": metrics["loss"],
-        "majority_class_accuracy": float((data.validation.labels == most_frequent).mean()),
-        "n": len(data.validation),
+def _write_results(
+    config: FinetuneConfig, data: TaskData, evaluation: Evaluation, best_step: int | None
+) -> None:
+    """results.json, last because it marks the run as complete, and the report beside it."""
+    run_dir, rows = Path(config.run_dir), data.validation.rows
+    write_report(run_dir / "evaluation", data.task, data.labels, rows, evaluation)
+    told = {**evaluation.scores, **data.task.baseline(data.train.rows, rows)}
+    results: dict[str, Any] = {
+        **told,
+        "n": len(rows),
         "labels": list(data.labels),
         "from_scratch": config.from_scratch,
         "seed": config.seed,
         "train_steps": config.training.train_steps,
+        "best_step": best_step,
     }
+    write_json(run_dir / RESULTS, results)
+    listed = ", ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in told.items())
+    where = "" if best_step is None else f" with the weights of step {best_step}"
+    print(f"{listed} on {len(rows)} validation rows{where}; see {run_dir / RESULTS}", flush=True)
 
 
 def _summary(config: FinetuneConfig, source: Path, data: TaskData) -> str:
     start = "random weights" if config.from_scratch else str(source)
-    cut = data.train.truncated + data.validation.truncated
-    shortened = f"; {cut} texts cut to {config.batch.seq_length} tokens" if cut else ""
+    into = f" into {len(data.labels)} labels" if data.labels else ""
+    long = data.train.examples.truncated + data.validation.examples.truncated
+    more = f"; {long} rows longer than {config.batch.seq_length} tokens" if long else ""
     return (
-        f"classification into {len(data.labels)} labels from {start}: {len(data.train)} training and "
-        f"{len(data.validation)} validation rows{shortened}"
+        f"{config.task.kind.replace('_', ' ')}{into} from {start}: {len(data.train.rows)} training and "
+        f"{len(data.validation.rows)} validation rows{more}"
     )

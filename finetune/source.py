@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from data_tools.publish import write_json
 from finetune import hf_config
-from finetune.classification import BertForClassification
 from finetune.single_rank import LAYOUT, single_rank
+from finetune.task_config import AnyTask, ClassificationTask, TaskSection
+from finetune.tasks.models import BertForSequence
 from finetune.weights import Link, bert_classification_links, bert_pretraining_links, gpt_links
 from pretrain.checkpoint import (
     CheckpointError,
@@ -45,11 +46,13 @@ class Architecture:
 
     Attributes:
         model: The model section.
-        labels: Names of a classifier's labels; None for a pretraining model.
+        labels: Names of a classifier's labels; None for a model without them.
+        task: What a finetuned model is for; None for a pretraining model.
     """
 
     model: ModelConfig
     labels: tuple[str, ...] | None = None
+    task: TaskSection | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ class Kind:
 
 
 def _build_classifier(of: Architecture) -> nn.Module:
-    return BertForClassification(_bert(of), len(of.labels or ()), **LAYOUT)
+    return BertForSequence(_bert(of), len(of.labels or ()), **LAYOUT)
 
 
 GPT_LM = Kind(
@@ -91,6 +94,8 @@ def kind_of(of: Architecture) -> Kind:
     """The kind of an architecture."""
     if of.model.kind == "gpt":
         return GPT_LM
+    if of.task is not None and not isinstance(of.task, ClassificationTask):
+        raise ConfigError(f"a model for task.kind: {of.task.kind} cannot be exported yet")
     return BERT_PRETRAINING if of.labels is None else BERT_CLASSIFIER
 
 
@@ -107,12 +112,18 @@ def read_architecture(checkpoint: Path) -> Architecture:
         raise CheckpointError(
             f"{checkpoint}: its config.yaml has no usable model section: {error}"
         ) from error
-    labels = checkpoint / LABELS
     if config.get("task") is None:
         return Architecture(model)
+    try:
+        task: TaskSection = TypeAdapter[TaskSection](AnyTask).validate_python(config["task"])
+    except ValidationError as error:
+        raise CheckpointError(f"{checkpoint}: its config.yaml has no usable task section: {error}") from error
+    labels = checkpoint / LABELS
+    if not task.has_labels:
+        return Architecture(model, task=task)
     if not labels.is_file():
-        raise CheckpointError(f"{checkpoint}: a classifier without {LABELS}")
-    return Architecture(model, tuple(json.loads(labels.read_text(encoding="utf-8"))))
+        raise CheckpointError(f"{checkpoint}: a model with labels, but no {LABELS}")
+    return Architecture(model, tuple(json.loads(labels.read_text(encoding="utf-8"))), task)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.errors import DataError
-from data_tools.tokenizer import FILE_NAMES, load_tokenizer
+from data_tools.tokenizer import FILE_NAMES, Encoding, load_tokenizer
 from pretrain.checkpoint import CheckpointError
+from pretrain.config import ConfigError
 
 SENTENCEPIECE, _, VOCABULARY = FILE_NAMES
 
@@ -40,6 +41,9 @@ class TextCodec(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
         """Ids of each text, without special tokens."""
 
+    def encode_with_spans(self, texts: Sequence[str]) -> Sequence[Encoding]:
+        """The same ids, with the characters that each stands for."""
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some ids."""
 
@@ -63,6 +67,29 @@ class HfTextCodec:
             list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False
         )
         return [np.asarray(ids, dtype=np.int32) for ids in encoded["input_ids"]]
+
+    def encode_with_spans(self, texts: Sequence[str]) -> Sequence[Encoding]:
+        """The same ids, with the characters that each stands for.
+
+        Raises:
+            ConfigError: A tokenizer that cannot tell (transformers' "slow" ones).
+        """
+        if not self._tokenizer.is_fast:
+            raise ConfigError(
+                "pretrained: its tokenizer does not tell where tokens stand in a text, which tagging and "
+                "question answering need; put the tokenizer.json of the model beside its weights"
+            )
+        encoded = self._tokenizer(
+            list(texts),
+            add_special_tokens=False,
+            split_special_tokens=True,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        return [
+            Encoding(np.asarray(ids, np.int32), np.array(spans, np.int64).reshape(-1, 2))
+            for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
+        ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some ids."""

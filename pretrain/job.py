@@ -58,6 +58,19 @@ Evaluation = Callable[[Engine, Callable[[], bool]], dict[str, float] | None]
 ranks together, said stop."""
 
 
+class Selection(Protocol):
+    """Which evaluation of a run is the best; the same on all ranks."""
+
+    finished: bool
+    """The run is to end: it has not got better for long enough."""
+
+    def resume(self, job: Job, step: int) -> None:
+        """The run goes on behind a step."""
+
+    def evaluated(self, job: Job, step: int, scores: Mapping[str, float]) -> str:
+        """Judge an evaluation, keep its weights if it is the best; what there is to tell about it."""
+
+
 @dataclass(kw_only=True)
 class Job:
     """Everything the loop works with."""
@@ -70,6 +83,8 @@ class Job:
     signals: StopSignals
     evaluate: Evaluation | None = None
     """None never evaluates."""
+    selection: Selection | None = None
+    """None trains all steps and keeps the last checkpoints only."""
     flops_per_step: float | None = None
     """Model FLOPs of an optimizer step of global_batch_size, for model_tflops and mfu."""
     extra_files: Mapping[str, Path] = field(default_factory=dict)
@@ -77,6 +92,11 @@ class Job:
     ledger: Ledger | None = None
     extra_metrics: Callable[[], Mapping[str, float]] = dict
     """More numbers for each log line; called on the main rank."""
+
+    @property
+    def is_finished_early(self) -> bool:
+        """The selection ends the run before its last step."""
+        return self.selection is not None and self.selection.finished
 
     @property
     def run_dir(self) -> Path:

@@ -23,6 +23,8 @@ def run(job: Job) -> int:
     """
     position, bad_steps = resume(job)
     total = job.config.training.train_steps
+    if job.selection:
+        job.selection.resume(job, position.step)
     if job.ledger and position.step < total:
         job.ledger.begin(position.step, job.stream.state_dict())
     with open_metrics(job, position.step) as metrics:
@@ -38,7 +40,7 @@ def _fit(job: Job, reporter: Reporter, bad_steps: BadSteps, position: Position) 
     consent = Consent(job.topology, bad_steps, partial(_wants_stop, job), lambda: False)
     if position.evaluation_due and not consent.stop_now():
         position.evaluation_due = not reporter.evaluation(position.step, consent.stop_now)
-    while position.step < training.train_steps and not consent.stop:
+    while position.step < training.train_steps and not consent.stop and not job.is_finished_early:
         micro_batches = next(job.stream)
         seed_step(job.config.seed, position.step, job.topology)
         lr = learning_rate(job.config, position.step)
@@ -56,7 +58,8 @@ def _fit(job: Job, reporter: Reporter, bad_steps: BadSteps, position: Position) 
         if position.step % job.config.checkpoint.save_interval == 0 and not bad_steps.in_a_row:
             saves.save(position)
     saves.finish(position)
-    if position.step < training.train_steps or position.evaluation_due:
+    unfinished = position.step < training.train_steps and not job.is_finished_early
+    if unfinished or position.evaluation_due:
         where = (
             f"after step {position.step}, saved"
             if position.step

@@ -90,6 +90,8 @@ class Reporter:
             self._metrics.write(step, values)
             told = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
             self._metrics.say(f"step {step} | {told}")
+            if self._job.selection and (verdict := self._job.selection.evaluated(self._job, step, found)):
+                self._metrics.say(f"step {step} | {verdict}")
         self._clock.restart(step)
         return found is not None
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from data_tools.errors import DataError
 from data_tools.tokenizer.hugging_face import HuggingFaceTokenizer
 from data_tools.tokenizer.integers import IntegerVocabulary
-from data_tools.tokenizer.interface import FILE_NAMES, ROLES, Tokenizer, parse_json
+from data_tools.tokenizer.interface import FILE_NAMES, ROLES, Encoding, Tokenizer, parse_json
 from data_tools.tokenizer.sentencepiece_model import (
     CLS,
     EOD,
@@ -38,6 +38,7 @@ __all__ = [
     "SPECIAL_PIECES",
     "UNK",
     "WORD_BOUNDARY",
+    "Encoding",
     "HuggingFaceTokenizer",
     "IntegerVocabulary",
     "SentencePieceTokenizer",

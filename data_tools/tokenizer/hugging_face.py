@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_tools.errors import DataError
-from data_tools.tokenizer.interface import Bools, Tokenizer, check_unicode, parse_json
+from data_tools.tokenizer.interface import Bools, Encoding, Tokenizer, check_unicode, checked_ids, parse_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -76,16 +76,26 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
         """See `Tokenizer.encode_batch`."""
+        encodings = self._encoded(self._library.encode_batch_fast, texts)
+        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
+
+    def encode_with_spans(self, texts: Sequence[str]) -> list[Encoding]:
+        """See `Tokenizer.encode_with_spans`."""
+        return [
+            Encoding(np.asarray(e.ids, np.int32), np.array(e.offsets, np.int64).reshape(-1, 2))
+            for e in self._encoded(self._library.encode_batch, texts)
+        ]
+
+    def _encoded(self, encode: Callable[..., list[Any]], texts: Sequence[str]) -> list[Any]:
         try:
-            encodings = self._library.encode_batch_fast(list(texts), add_special_tokens=False)
+            return encode(list(texts), add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
             check_unicode(texts)
             raise DataError(f"{self.path}: cannot encode: {error}") from error
-        return [np.asarray(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
         """See `Tokenizer.decode`."""
-        plain = [i for i in self._checked(ids) if not self._is_reserved[i]]
+        plain = [i for i in checked_ids(self, ids) if not self._is_reserved[i]]
         text: str = self._library.decode(plain, skip_special_tokens=False)
         return text
 

@@ -20,7 +20,15 @@ import numpy.typing as npt
 
 from data_tools.errors import DataError
 from data_tools.publish import write_file
-from data_tools.tokenizer.interface import ROLES, SURROGATE, Bools, Tokenizer, parse_json
+from data_tools.tokenizer.interface import (
+    ROLES,
+    SURROGATE,
+    Bools,
+    Encoding,
+    Tokenizer,
+    checked_ids,
+    parse_json,
+)
 
 APPENDED = ("pad", "cls", "sep", "mask", "eod")
 """The special ids that `new_vocabulary` puts behind the symbols, in this order."""
@@ -53,14 +61,25 @@ class IntegerVocabulary(Tokenizer):
         Raises:
             DataError: always.
         """
-        raise DataError(
+        raise self._no_text()
+
+    def _no_text(self) -> DataError:
+        return DataError(
             f"{self.path} is a vocabulary of integers, it cannot encode text: name the key of the token "
             "lists with --token-key, or give a tokenizer"
         )
 
+    def encode_with_spans(self, texts: Sequence[str]) -> list[Encoding]:
+        """Refuse, as `encode_batch` does.
+
+        Raises:
+            DataError: always.
+        """
+        raise self._no_text()
+
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
         """Symbols, without spaces where each is one character; numbers where there are none."""
-        pieces = [self.id_to_piece(i) for i in self._checked(ids) if not self._is_reserved[i]]
+        pieces = [self.id_to_piece(i) for i in checked_ids(self, ids) if not self._is_reserved[i]]
         return ("" if self._single else " ").join(pieces)
 
     def id_to_piece(self, token_id: int) -> str:

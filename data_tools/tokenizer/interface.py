@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +26,19 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 """What a string holds that is not Unicode: bytes of a command line that are not UTF-8, too."""
 
 Bools = npt.NDArray[np.bool_]
+
+
+class Encoding(NamedTuple):
+    """Ids of a text and where each of them stands in it.
+
+    Attributes:
+        ids: [n] int32.
+        spans: [n, 2] int64: first character of each token, and the one behind its last. Pieces that are bytes
+            of one character all have the span of that character.
+    """
+
+    ids: npt.NDArray[np.int32]
+    spans: npt.NDArray[np.int64]
 
 
 class Tokenizer(ABC):
@@ -81,6 +94,14 @@ class Tokenizer(ABC):
 
         Raises:
             DataError: a text holds a lone surrogate, which no UTF-8 can store, or the kind knows no text.
+        """
+
+    @abstractmethod
+    def encode_with_spans(self, texts: Sequence[str]) -> list[Encoding]:
+        """As `encode_batch`, with the characters that each id stands for.
+
+        Raises:
+            DataError: as `encode_batch`.
         """
 
     @abstractmethod
@@ -167,17 +188,19 @@ class Tokenizer(ABC):
         mask.flags.writeable = False
         return mask
 
-    def _checked(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> list[int]:
-        """The ids as a list.
 
-        Raises:
-            DataError: one lies outside the vocabulary.
-        """
-        plain = [int(i) for i in ids]
-        wrong = next((i for i in plain if not 0 <= i < self.vocab_size), None)
-        if wrong is not None:
-            raise DataError(f"token id {wrong} is outside the vocabulary of {self.vocab_size} ({self.path})")
-        return plain
+def checked_ids(tokenizer: Tokenizer, ids: Sequence[int] | npt.NDArray[np.integer]) -> list[int]:
+    """The ids as a list.
+
+    Raises:
+        DataError: one lies outside the vocabulary.
+    """
+    plain = [int(i) for i in ids]
+    size = tokenizer.vocab_size
+    wrong = next((i for i in plain if not 0 <= i < size), None)
+    if wrong is not None:
+        raise DataError(f"token id {wrong} is outside the vocabulary of {size} ({tokenizer.path})")
+    return plain
 
 
 def check_unicode(texts: Iterable[str]) -> None:

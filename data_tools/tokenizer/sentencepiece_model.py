@@ -18,7 +18,7 @@ import numpy.typing as npt
 import sentencepiece
 
 from data_tools.errors import DataError
-from data_tools.tokenizer.interface import ROLES, Bools, Tokenizer, check_unicode
+from data_tools.tokenizer.interface import ROLES, Bools, Encoding, Tokenizer, check_unicode, checked_ids
 
 PAD, UNK, CLS, SEP, MASK, EOD = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>"
 SPECIAL_PIECES: tuple[str, ...] = (PAD, UNK, CLS, SEP, MASK, EOD)
@@ -87,9 +87,29 @@ class SentencePieceTokenizer(Tokenizer):
             ids += self._processor.encode(part, num_threads=1)
         return np.asarray(ids, dtype=np.int32)
 
+    def encode_with_spans(self, texts: Sequence[str]) -> list[Encoding]:
+        """See `Tokenizer.encode_with_spans`."""
+        encodings = []
+        for text, ids in zip(texts, self.encode_batch(texts), strict=True):
+            parts = (
+                text.split(WORD_BOUNDARY) if self.byte_fallback else [text.replace(WORD_BOUNDARY, _UNKNOWN)]
+            )
+            found = self._processor.encode(parts, return_type="offset_mapping", num_threads=1)
+            spans: list[tuple[int, int]] = []
+            first = 0
+            for index, (part, mapping) in enumerate(zip(parts, found, strict=True)):
+                if index:
+                    spans += [(first, first + 1)] * len(self._boundary_ids)
+                    first += 1
+                # All but the last byte of a character come with an empty span.
+                spans += [(first + begin, first + max(end, begin + 1)) for begin, end in mapping["offsets"]]
+                first += len(part)
+            encodings.append(Encoding(ids, np.array(spans, np.int64).reshape(-1, 2)))
+        return encodings
+
     def decode(self, ids: Sequence[int] | npt.NDArray[np.integer]) -> str:
         """See `Tokenizer.decode`."""
-        text: str = self._processor.decode(self._checked(ids))
+        text: str = self._processor.decode(checked_ids(self, ids))
         return text
 
     def id_to_piece(self, token_id: int) -> str:

@@ -88,7 +88,9 @@ class BertLayer(nn.Module):
 class BertEncoder(nn.Module):
     """Embeddings, layers and pooler: what pretraining and finetuning share."""
 
-    def __init__(self, model: BertModelConfig, *, recompute: str = "none", **layout: Any) -> None:
+    def __init__(
+        self, model: BertModelConfig, *, pooler: bool = True, recompute: str = "none", **layout: Any
+    ) -> None:
         super().__init__()
         self.model_config = model
         self.recompute = recompute == "full"
@@ -104,9 +106,11 @@ class BertEncoder(nn.Module):
         )
         pre = model.norm_position == "pre"
         self.final_norm = block_norm(model, self.config) if pre else nn.Identity()
-        self.pooler = linear(model.hidden_size, model.hidden_size, model.init_std)
+        self.pooler = linear(model.hidden_size, model.hidden_size, model.init_std) if pooler else None
 
-    def forward(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
         """Encode.
 
         Args:
@@ -115,7 +119,7 @@ class BertEncoder(nn.Module):
             padding_mask: [B, S] bool, True = a real token.
 
         Returns:
-            [S, B, H] hidden states and [B, H] pooled first token (dense + tanh).
+            [S, B, H] hidden states and [B, H] pooled first token (dense + tanh; None without pooler).
         """
         attention_mask = padding_mask[:, None, None, :]
         hidden = self.embeddings(tokens, token_types)
@@ -125,7 +129,7 @@ class BertEncoder(nn.Module):
             else:
                 hidden = layer(hidden, attention_mask)
         hidden = self.final_norm(hidden)
-        return hidden, torch.tanh(self.pooler(hidden[0]))
+        return hidden, None if self.pooler is None else torch.tanh(self.pooler(hidden[0]))
 
 
 class BertMaskedLMHead(nn.Module):

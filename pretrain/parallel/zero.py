@@ -134,12 +134,12 @@ class Engine:
         """Clip and update after the last micro-batch of an optimizer step.
 
         Args:
-            lr: Learning rate of this update.
+            lr: Learning rate of this update; a parameter group with `lr_scale` takes so much of it.
         """
         if not self._at_boundary:
             raise RuntimeError("step() before the last micro-batch of the optimizer step")
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         if self.zero_stage == 0:
             grad_norm = self._clip_whole_gradients()
             if not math.isfinite(grad_norm):
@@ -180,6 +180,9 @@ class Engine:
 
     def _clip_whole_gradients(self) -> float:
         """Clip unpartitioned gradients (stage 0); the global norm counts a replicated parameter once."""
+        for parameter in self.model.parameters():
+            if parameter.grad is None:  # no loss reached it; ZeRO counts that as zero, too
+                parameter.grad = torch.zeros_like(parameter)
         split = torch.zeros((), device=self.topology.device)
         whole = torch.zeros((), device=self.topology.device)
         gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]

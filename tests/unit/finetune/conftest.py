@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data_tools.tokenizer import load_tokenizer
 from data_tools.train_tokenizer import TokenizerOptions, train_tokenizer
 
 
@@ -22,3 +23,8 @@ def train(directory: Path, model_type: str, vocab_size: int) -> Path:
 @pytest.fixture(scope="session")
 def tokenizer_model(tmp_path_factory) -> Path:
     return train(tmp_path_factory.mktemp("unigram"), "unigram", 900)
+
+
+@pytest.fixture(scope="session")
+def codec(tokenizer_model):
+    return load_tokenizer(tokenizer_model)

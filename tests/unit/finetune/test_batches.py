@@ -10,17 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_tools.errors import DataError
-from data_tools.tokenizer import load_tokenizer
-from finetune.batches import Examples, ExampleStream, encode_examples, evaluation_steps
-from finetune.classification import IGNORED_LABEL
-from pretrain.config import ConfigError
+from finetune.batches import IGNORED_LABEL, Examples, ExampleStream, evaluation_batches
 from pretrain.data.steps import RankPlan
 
 
 def examples(count):
     """Example i is recognised by its label i; lengths differ."""
-    tokens = tuple(np.array([2, *[7 + i] * (1 + i % 4), 3], np.int32) for i in range(count))
-    return Examples(tokens, np.arange(count), pad_id=0, truncated=0)
+    return of([[2, *[7 + i] * (1 + i % 4), 3] for i in range(count)], range(count))
+
+
+def of(tokens, labels):
+    arrays = [np.array(t, np.int32) for t in tokens]
+    return Examples(
+        sequences={"tokens": arrays, "token_types": [np.zeros_like(t) for t in arrays]},
+        fill={"tokens": 0, "token_types": 0},
+        targets={"labels": np.array(labels)},
+        rows=np.arange(len(arrays)),
+    )
 
 
 def stream(count=10, global_batch=4, micro_batch=2, rank=0, size=1, seed=1):
@@ -89,13 +95,10 @@ def test_a_state_of_other_data_or_another_seed_is_refused():
 
 
 def test_the_fingerprint_sees_tokens_labels_and_where_texts_end():
-    def of(tokens, numbers):
-        arrays = tuple(np.array(t, np.int32) for t in tokens)
-        return Examples(arrays, np.array(numbers), pad_id=0, truncated=0).fingerprint
-
-    base = of([[2, 8], [3]], [0, 1])
-    assert base == of([[2, 8], [3]], [0, 1])
-    assert len({base, of([[2], [8, 3]], [0, 1]), of([[2, 9], [3]], [0, 1]), of([[2, 8], [3]], [1, 1])}) == 4
+    base = of([[2, 8], [3]], [0, 1]).fingerprint
+    assert base == of([[2, 8], [3]], [0, 1]).fingerprint
+    others = [of([[2], [8, 3]], [0, 1]), of([[2, 9], [3]], [0, 1]), of([[2, 8], [3]], [1, 1])]
+    assert len({base, *(other.fingerprint for other in others)}) == 4
 
 
 def test_a_batch_is_padded_to_its_longest():
@@ -111,23 +114,29 @@ def test_a_batch_is_padded_to_its_longest():
 @given(count=st.integers(1, 40), micro_batch=st.integers(1, 5), size=st.integers(1, 4))
 def test_evaluation_covers_every_example_once_in_equally_many_calls(count, micro_batch, size):
     plans = [RankPlan(micro_batch * size, micro_batch, rank, size) for rank in range(size)]
-    ranks = [evaluation_steps(examples(count), plan) for plan in plans]
-    assert len({len(steps) for steps in ranks}) == 1
-    seen = [label for steps in ranks for step in steps for label in labels(step)]
-    assert sorted(label for label in seen if label != IGNORED_LABEL) == list(range(count))
+    ranks = [list(evaluation_batches(examples(count), plan)) for plan in plans]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = [
+        (number, label)
+        for batches in ranks
+        for numbers, batch in batches
+        for number, label in zip(numbers.tolist(), batch["labels"].tolist(), strict=True)
+    ]
+    assert sorted(pair for pair in seen if pair[1] != IGNORED_LABEL) == [(i, i) for i in range(count)]
+    assert all(number >= count for number, label in seen if label == IGNORED_LABEL)
 
 
-def test_texts_get_cls_and_sep_and_are_cut(tokenizer_model):
-    codec = load_tokenizer(tokenizer_model)
-    texts = ["a return value", "the statement " * 20]
-    encoded = encode_examples(codec, texts, [1, 0], seq_length=16)
-    assert encoded.tokens[0].tolist() == [2, *codec.encode(texts[0]), 3]
-    assert encoded.tokens[1].tolist() == [2, *codec.encode(texts[1])[:14], 3]
-    assert encoded.truncated == 1 and encoded.labels.tolist() == [1, 0]
-
-
-def test_a_tokenizer_without_cls_is_refused(tokenizer_model):
-    codec = load_tokenizer(tokenizer_model)
-    codec.cls_id = None
-    with pytest.raises(ConfigError, match="lacks"):
-        encode_examples(codec, ["a"], [0], 16)
+def test_what_fills_an_evaluation_has_no_target_of_any_kind():
+    arrays = [np.array([1, 2], np.int32)]
+    data = Examples(
+        sequences={"tokens": arrays, "tags": arrays, "loss_mask": [np.ones(2, np.float32)]},
+        fill={"tokens": 0, "tags": IGNORED_LABEL, "loss_mask": 0},
+        targets={"labels": np.ones((1, 3), np.float32)},
+        rows=np.arange(1),
+    )
+    batch = data.filled_micro_batch(np.array([0, 1]))
+    assert (
+        batch["tags"].tolist() == [[1, 2], [IGNORED_LABEL] * 2] and batch["tokens"].tolist() == [[1, 2]] * 2
+    )
+    assert batch["loss_mask"].tolist() == [[1, 1], [0, 0]]
+    assert np.isnan(batch["labels"]).tolist() == [[False] * 3, [True] * 3]

@@ -21,13 +21,14 @@ from transformers import (
 from data_tools.errors import DataError
 from data_tools.tokenizer import load_tokenizer
 from finetune import export_hf, source
-from finetune.config import ClassificationTask, ImportedConfig
+from finetune.config import ImportedConfig
 from finetune.errors import ConversionError
 from finetune.generate import generate
 from finetune.import_hf import import_hf
 from finetune.sampling import SamplingOptions
 from finetune.single_rank import single_rank
 from finetune.source import Architecture, kind_of, read_source, write_weights
+from finetune.task_config import ClassificationTask
 from finetune.text import open_text_codec
 from launch import cli
 from pretrain.checkpoint import CheckpointError

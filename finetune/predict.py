@@ -1,0 +1,89 @@
+"""`headwater predict`: answers of a finetuned checkpoint to rows without labels."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune.arguments import add_model_arguments
+
+if TYPE_CHECKING:  # the command line answers without loading torch
+    from finetune.finetuned import Finetuned
+
+ROWS_AT_A_TIME = 1024
+
+EXAMPLES = """examples:
+  headwater predict --checkpoint runs/finetune-classification --input texts.jsonl --out answers.jsonl
+  headwater predict --checkpoint runs/ner --input sentences.conll --out answers.jsonl --batch-size 64
+
+Each line of --out is the row with "prediction" added. Labels in the input are not looked at.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `headwater predict`; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="headwater predict",
+        description="Answer rows with a finetuned checkpoint, in one process.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--input", type=Path, required=True, help="jsonl, csv, tsv, parquet, CoNLL or SQuAD")
+    parser.add_argument("--out", type=Path, required=True, help="JSON lines to write; must not exist")
+    arguments = parser.parse_args(argv)
+    count = predict(
+        arguments.checkpoint, arguments.input, arguments.out, arguments.batch_size, arguments.column
+    )
+    print(f"{count} answers in {arguments.out}")
+    return 0
+
+
+def predict(checkpoint: Path, source: Path, out: Path, batch_size: int, columns: Sequence[str] = ()) -> int:
+    """Answer all rows of a file; `out` is complete or absent.
+
+    Returns:
+        The number of rows.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: Naming what to change.
+    """
+    from data_tools.publish import require_absent
+    from finetune.finetuned import open_finetuned
+
+    require_absent(out)
+    with open_finetuned(checkpoint, columns) as finetuned:
+        rows = finetuned.task.read(source, labelled=False)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        partial = out.with_name(f".{out.name}.partial")
+        try:
+            with partial.open("w", encoding="utf-8") as lines:
+                for row, answer in _answers(finetuned, rows, batch_size):
+                    line = {**row.fields, "prediction": answer}
+                    lines.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+            partial.rename(out)
+        finally:
+            partial.unlink(missing_ok=True)
+    return len(rows)
+
+
+def _answers(
+    finetuned: Finetuned, rows: Sequence[Any], batch_size: int
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Rows and answers, a part of the file at a time, so that memory does not grow with it."""
+    from tqdm import tqdm
+
+    from finetune.evaluation import run_alone
+
+    task = finetuned.task
+    with tqdm(total=len(rows), unit="row", disable=None) as progress:
+        for first in range(0, len(rows), ROWS_AT_A_TIME):
+            part = rows[first : first + ROWS_AT_A_TIME]
+            examples = task.encode(part, finetuned.encoder)
+            found = run_alone(finetuned.model, examples, batch_size).logits
+            outputs = [found[number] for number in range(len(examples))]
+            yield from zip(part, task.answers(outputs, examples, part, finetuned.labels), strict=True)
+            progress.update(len(part))
