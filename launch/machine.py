@@ -21,6 +21,14 @@ def has_accelerator(devices: Path = Path("/dev")) -> bool:
     return any(True for pattern in ACCELERATOR_DEVICES for _ in devices.glob(pattern))
 
 
+def gpu_count(devices: Path = Path("/dev")) -> int:
+    """GPUs that this process may use: those in CUDA_VISIBLE_DEVICES where SLURM has set it, or device files."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip()])
+    return len(list(devices.glob("nvidia[0-9]*")))
+
+
 def free_port() -> int:
     """A TCP port that nobody listens on at this moment.
 

@@ -1,0 +1,81 @@
+"""What follows from how an attempt ended: pure rules, so that each of them can be tested."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+EXIT_OK = 0
+EXIT_USER_ERROR = 2
+EXIT_DIVERGED = 3
+EXIT_STOPPED = 75
+GIVE_UP = (EXIT_USER_ERROR, EXIT_DIVERGED)
+"""Exit codes of ranks that come again however often the run is started."""
+
+Action = Literal["done", "requeue", "stop", "give up"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ending:
+    """How the ranks of an attempt ended."""
+
+    codes: Mapping[int, int]
+    """Exit codes by rank; a rank that left no word (its node was lost, it was killed) is absent."""
+    world_size: int
+    step_code: int
+    """srun's own exit code."""
+    stop_requested: bool = False
+    """The user wants the run to rest: no requeue."""
+    cancelled: bool = False
+    """For the controller the job is over already: scancel, or the time limit."""
+    failures: int = 0
+    """Crashes in a row before this attempt, without a new checkpoint."""
+    max_failures: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What to do, and the exit code of the job where it ends."""
+
+    action: Action
+    exit_code: int
+    reason: str
+
+
+def judge(ending: Ending) -> Verdict:
+    """Success ends, a stop on a signal requeues, wrong input and divergence give up, a crash tries again."""
+    refused = sorted((rank, code) for rank, code in ending.codes.items() if code in GIVE_UP)
+    if refused:
+        rank, code = refused[0]
+        what = "refused its input" if code == EXIT_USER_ERROR else "met a loss that is not finite"
+        return Verdict("give up", code, f"rank {rank} {what}; starting again would not help")
+    crashed = sorted(rank for rank, code in ending.codes.items() if code not in (EXIT_OK, EXIT_STOPPED))
+    lost = [rank for rank in range(ending.world_size) if rank not in ending.codes]
+    if not crashed and not lost:
+        if EXIT_STOPPED not in ending.codes.values():
+            return Verdict("done", EXIT_OK, "the run is complete")
+        return _after_stop(ending)
+    what = _describe(ending, crashed, lost)
+    if ending.cancelled or ending.stop_requested:
+        return Verdict("stop", EXIT_STOPPED, f"{what} while the job was being ended; the last checkpoint stays")
+    if ending.failures >= ending.max_failures:
+        return Verdict("give up", 1, f"{what}, {ending.failures + 1} times in a row without a new checkpoint")
+    return Verdict("requeue", EXIT_STOPPED, f"{what}; failure {ending.failures + 1}, {ending.max_failures} are allowed")
+
+
+def _after_stop(ending: Ending) -> Verdict:
+    if ending.stop_requested:
+        return Verdict("stop", EXIT_STOPPED, "saved and stopped as asked")
+    if ending.cancelled:
+        return Verdict("stop", EXIT_STOPPED, "saved; the job was cancelled")
+    return Verdict("requeue", EXIT_STOPPED, "saved before the time limit or a preemption")
+
+
+def _describe(ending: Ending, crashed: list[int], lost: list[int]) -> str:
+    if crashed:
+        rank = crashed[0]
+        more = f" and {len(crashed) - 1} more" if len(crashed) > 1 else ""
+        return f"rank {rank} failed with exit code {ending.codes[rank]}{more}"
+    some = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
+    return f"rank {some} left no word (srun: {ending.step_code}); a node was lost or the ranks were killed"
