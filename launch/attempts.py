@@ -12,8 +12,12 @@ import socket
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from launch.plan import LaunchPlan
+from pretrain.config.exit_codes import OK, STOPPED
+
+FILE_NAME = "attempts.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,31 +28,55 @@ class Attempt:
     """1 for the first."""
     path: Path
 
-    def record_end(self, exit_code: int, seconds: float) -> None:
+    def record_end(self, exit_code: int, seconds: float, **facts: object) -> None:
         """Append how it ended."""
-        _append(
-            self.path,
-            {"attempt": self.number, "ended": _now(), "exit_code": exit_code, "seconds": round(seconds, 1)},
-        )
+        end = {"attempt": self.number, "ended": _now(), "exit_code": exit_code, "seconds": round(seconds, 1)}
+        _append(self.path, end | facts)
 
 
 def begin_attempt(plan: LaunchPlan) -> Attempt:
-    """Number the attempt and record its start."""
-    plan.log_dir.mkdir(parents=True, exist_ok=True)
-    path = plan.log_dir / "attempts.jsonl"
+    """Number the attempt of a plan on this machine and record its start."""
+    return begin(plan.log_dir, launcher_pid=os.getpid(), world_size=plan.world_size, argv=list(plan.argv))
+
+
+def begin(log_dir: Path, **facts: object) -> Attempt:
+    """Number an attempt and record its start with what is known of it."""
+    log_dir.mkdir(parents=True, exist_ok=True)
+    path = log_dir / FILE_NAME
     attempt = Attempt(1 + _count_attempts(path), path)
-    _append(
-        path,
-        {
-            "attempt": attempt.number,
-            "started": _now(),
-            "host": socket.gethostname(),
-            "launcher_pid": os.getpid(),
-            "world_size": plan.world_size,
-            "argv": list(plan.argv),
-        },
-    )
+    start = {"attempt": attempt.number, "started": _now(), "host": socket.gethostname()}
+    _append(path, start | {"checkpoint": newest_checkpoint(log_dir.parent)} | facts)
     return attempt
+
+
+def read(log_dir: Path) -> list[dict[str, Any]]:
+    """One record for each attempt, its start and end merged; half a line of a lost machine is left out."""
+    path = log_dir / FILE_NAME
+    records: dict[int, dict[str, Any]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            part = json.loads(line)
+        except ValueError:
+            continue
+        records.setdefault(part["attempt"], {}).update(part)
+    return [records[number] for number in sorted(records)]
+
+
+def failures_in_a_row(log_dir: Path, job: str) -> int:
+    """How many latest attempts of a job crashed or were lost since the newest checkpoint was written."""
+    newest, count = newest_checkpoint(log_dir.parent), 0
+    for record in reversed(read(log_dir)):
+        if record.get("job") != job or record.get("checkpoint") != newest:
+            break
+        if record.get("exit_code") in (OK, STOPPED):
+            break
+        count += 1
+    return count
+
+
+def newest_checkpoint(run_dir: Path) -> str | None:
+    """Name of the newest checkpoint, whether or not it verifies."""
+    return max((path.name for path in (run_dir / "checkpoints").glob("step-*")), default=None)
 
 
 def header(attempt: Attempt, plan: LaunchPlan, rank: int) -> str:

@@ -1,4 +1,4 @@
-"""`headwater launch ...`: start a run on many ranks."""
+"""`headwater launch ...`: start a run on many ranks, and look after it."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import local
+from launch import local, manage, submit
 from launch.arguments import add_run_arguments, positive_int
 from launch.check_data import data_findings
+from launch.cluster import LocalClusterConfig, load_cluster
 from launch.machine import free_port, has_accelerator, usable_cores
 from launch.plan import LaunchPlan, rank_environment
+from launch.record import LaunchRecord, write_record
 from pretrain.config import ConfigError, load_config
 from pretrain.config.identity import check_run_directory, lock_run_directory
 
-EXAMPLES = """examples:
+LOCAL_EXAMPLES = """examples:
   headwater launch local --nproc 2 --config configs/gpt/tiny.yaml
   headwater launch local --nproc 4 --config configs/gpt/tiny.yaml --set parallel.tensor_model_parallel_size=2
   headwater launch local --nproc 2 --config configs/bert/tiny.yaml --dry-run
@@ -24,60 +26,131 @@ EXAMPLES = """examples:
 Running the same command again resumes from the newest checkpoint in run_dir. Ctrl-C, SIGTERM and SIGUSR1
 save a checkpoint and stop (exit code 75); a second Ctrl-C ends the ranks at once.
 """
+SLURM_EXAMPLES = """examples:
+  headwater launch slurm --config configs/gpt/1b3.yaml --cluster configs/cluster/slurm-h100.yaml --dry-run
+  headwater launch slurm --config configs/gpt/1b3.yaml --cluster configs/cluster/slurm-a100.yaml
+  headwater launch slurm ... --array optimizer.lr=1e-4,3e-4 --array seed=1,2     four runs, one job array
+
+The job saves before its time limit and puts itself back into the queue until train_steps is reached.
+docs/launching.md tells what happens on each failure.
+"""
 
 
 def main(argv: Sequence[str]) -> int:
     """Run `headwater launch` with the words that follow it; returns the exit code."""
     args = _parser().parse_args(argv)
-    config = load_config(args.config, args.overrides, world_size=args.nproc)
+    if args.backend == "local":
+        return _local(args, argv)
+    if args.backend == "slurm":
+        return submit.launch(args, argv)
+    return manage.main(args)
+
+
+def _local(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    nproc, env = _local_size(args)
+    config = load_config(args.config, args.overrides, world_size=nproc)
     check_run_directory(config)
     wrong = [finding.text for finding in data_findings(config) if finding.level == "error"]
     if wrong and not args.dry_run:  # a login node may plan a run whose data is mounted elsewhere
         raise ConfigError(wrong, source=str(args.config))
+    shared = rank_environment(
+        {**os.environ, **env}, cores=usable_cores(), ranks_per_host=nproc, has_accelerator=has_accelerator()
+    )
     plan = LaunchPlan(
         run_dir=Path(config.run_dir),
         config=args.config,
         overrides=tuple(args.overrides),
         python=sys.executable,
         hosts=("127.0.0.1",),
-        ranks_per_host=args.nproc,
+        ranks_per_host=nproc,
         master_port=args.master_port or free_port(),
-        env=rank_environment(
-            os.environ, cores=usable_cores(), ranks_per_host=args.nproc, has_accelerator=has_accelerator()
-        ),
+        env={**env, **shared},
     )
     if args.dry_run:
         for rank in plan.ranks:
             print(rank.shell())
         return local.EXIT_OK
     lock_run_directory(config.run_dir).close()  # refuse now, before the logs of a running job are touched
+    record = LaunchRecord(backend="local", argv=("launch", *argv), directory=os.getcwd())
+    write_record(plan.run_dir, record)
     return local.run(plan)
+
+
+def _local_size(args: argparse.Namespace) -> tuple[int, dict[str, str]]:
+    """The number of ranks and their variables, from --nproc and --cluster."""
+    if args.cluster is None:
+        if args.nproc is None:
+            raise ConfigError("give --nproc N, the number of ranks, or --cluster FILE")
+        return args.nproc, {}
+    cluster = load_cluster(args.cluster)
+    if not isinstance(cluster, LocalClusterConfig):
+        raise ConfigError(f"kind: {cluster.kind}; use `headwater launch slurm`", source=str(args.cluster))
+    env = {name: str(value) for name, value in cluster.env.items()}
+    return args.nproc or cluster.ranks_per_node, env
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="headwater launch", description="Start a pretraining run on many ranks.", allow_abbrev=False
+        prog="headwater launch",
+        description="Start a pretraining run on many ranks, and look after it.",
+        allow_abbrev=False,
     )
-    backends = parser.add_subparsers(dest="backend", required=True, metavar="BACKEND")
-    local_parser = backends.add_parser(
+    backends = parser.add_subparsers(dest="backend", required=True, metavar="COMMAND")
+    _add_local(backends)
+    _add_slurm(backends)
+    manage.add_commands(backends)
+    return parser
+
+
+def _add_local(backends: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = backends.add_parser(
         "local",
         help="ranks on this machine",
         description="Start the ranks of a run here. Config and data are checked before any rank starts.",
-        epilog=EXAMPLES,
+        epilog=LOCAL_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_run_arguments(local_parser)
-    local_parser.add_argument(
-        "--nproc", type=positive_int, required=True, metavar="N", help="number of ranks"
-    )
-    local_parser.add_argument(
+    add_run_arguments(parser)
+    parser.add_argument("--nproc", type=positive_int, metavar="N", help="number of ranks")
+    parser.add_argument("--cluster", type=Path, metavar="FILE", help="cluster configuration, kind: local")
+    parser.add_argument(
         "--master-port", type=positive_int, metavar="PORT", help="where the ranks meet (default: a free port)"
     )
-    local_parser.add_argument(
+    parser.add_argument(
         "--dry-run", action="store_true", help="print each rank's environment and command, start nothing"
     )
-    return parser
+
+
+def _add_slurm(backends: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = backends.add_parser(
+        "slurm",
+        help="a job on a SLURM cluster",
+        description="Submit a run. Config and data are checked before anything is submitted.",
+        epilog=SLURM_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add_run_arguments(parser)
+    parser.add_argument(
+        "--cluster", type=Path, required=True, metavar="FILE", help="cluster configuration, kind: slurm"
+    )
+    parser.add_argument(
+        "--cluster-set",
+        dest="cluster_overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key of the cluster configuration, e.g. nodes=2",
+    )
+    parser.add_argument(
+        "--array",
+        action="append",
+        default=[],
+        metavar="KEY=V1,V2",
+        help="a run for each value of a config key, as a job array; repeat it for all combinations",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the batch script, submit nothing")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ def has_accelerator(devices: Path = Path("/dev")) -> bool:
 
 
 def gpu_count(devices: Path = Path("/dev")) -> int:
-    """GPUs that this process may use: those in CUDA_VISIBLE_DEVICES where SLURM has set it, or device files."""
+    """GPUs that this process may use: those in CUDA_VISIBLE_DEVICES where it is set, or device files."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip()])

@@ -1,4 +1,4 @@
-"""What one node of a job has, as one line of JSON: `srun --ntasks-per-node=1 python -m launch.node_facts ...`.
+"""What one node of a job has, as one line of JSON: `srun python -m launch.node_facts ...`, a task a node.
 
 Only the standard library, so that it answers within a second and also where an installation is broken.
 `launch.preflight` compares the lines of all nodes.
@@ -79,7 +79,9 @@ def free_gb(path: Path) -> float | None:
 def run_directory_problem(run_dir: Path, token: str) -> str | None:
     """Why this run directory is not the one that the job's first node wrote a token into."""
     try:
-        if token not in os.listdir(run_dir):  # listing, as a network file system may cache that a name is absent
+        if token not in os.listdir(
+            run_dir
+        ):  # listing, as a network file system may cache that a name is absent
             return f"{run_dir} on this node is not the run's directory on the first node (stale mount?)"
         probe = run_dir / f"{token}.{os.environ.get('SLURM_NODEID', os.getpid())}"
         probe.write_bytes(b"")

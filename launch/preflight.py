@@ -47,7 +47,9 @@ def read_line(line: str, received: float) -> NodeFacts | None:
     return NodeFacts(facts, received) if isinstance(facts, dict) else None
 
 
-def bad_nodes(hosts: Sequence[str], answers: Sequence[NodeFacts], wanted: Wanted, timeout: float) -> dict[str, str]:
+def bad_nodes(
+    hosts: Sequence[str], answers: Sequence[NodeFacts], wanted: Wanted, timeout: float
+) -> dict[str, str]:
     """The nodes that must not take part, in the order of `hosts`, each with all that is wrong with it.
 
     Args:
@@ -61,7 +63,9 @@ def bad_nodes(hosts: Sequence[str], answers: Sequence[NodeFacts], wanted: Wanted
     bad = {}
     for host in hosts:
         if host not in by_host:
-            bad[host] = f"no answer within {timeout:.0f} s (switched off, unreachable, or Python does not start)"
+            bad[host] = (
+                f"no answer within {timeout:.0f} s (switched off, unreachable, or Python does not start)"
+            )
         elif problems := _problems(by_host[host], common, wanted):
             bad[host] = "; ".join(problems)
     return bad

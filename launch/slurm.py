@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,14 +77,14 @@ def _header(plan: SlurmPlan) -> Iterator[str]:
     ranks = f"{cluster.nodes} node{'' if cluster.nodes == 1 else 's'} x {cluster.ranks_per_node} ranks"
     yield "#!/bin/bash"
     yield f"# {plan.run_dir.name}: {ranks}. Written by `headwater launch slurm`; you may edit it and run"
-    yield f"#   sbatch {shlex.quote(str(plan.script_path))}"
+    yield f"#   sbatch {_quote(str(plan.script_path))}"
     yield _directive("job-name", plan.run_dir.name)
     yield from _size(cluster)
     for option in ("partition", "account", "qos"):
         if (value := getattr(cluster, option)) is not None:
             yield _directive(option, value)
     yield _directive("time", cluster.time_limit)
-    yield f"# So many seconds before the limit the ranks save, and the job goes back into the queue."
+    yield "# So many seconds before the limit the ranks save, and the job goes back into the queue."
     yield _directive("signal", f"B:USR1@{plan.lead_seconds}")
     yield "#SBATCH --requeue"
     yield "#SBATCH --open-mode=append"
@@ -109,12 +108,12 @@ def _size(cluster: SlurmClusterConfig) -> Iterator[str]:
 
 
 def _environment(plan: SlurmPlan) -> Iterator[str]:
-    yield "set -euo pipefail"
-    yield f"cd {shlex.quote(str(plan.directory))}"
+    yield "set -eo pipefail"
+    yield f"cd {_quote(str(plan.directory))}"
     if plan.cluster.setup.strip():
         yield from plan.cluster.setup.strip().splitlines()
     for name, value in plan.cluster.env.items():
-        yield f"export {name}={shlex.quote(str(value))}"
+        yield f"export {name}={_quote(str(value))}"
 
 
 def _command(plan: SlurmPlan) -> Iterator[str]:
@@ -122,24 +121,27 @@ def _command(plan: SlurmPlan) -> Iterator[str]:
         yield "# The runs of the array."
         yield 'case "$SLURM_ARRAY_TASK_ID" in'
         for index, task in enumerate(plan.tasks):
-            words = shlex.join([word for text in task.overrides for word in ("--set", text)])
-            yield f"    {index}) run_dir={shlex.quote(task.run_dir)} run=({words}) ;;"
+            words = " ".join(f"--set {_quote(text)}" for text in task.overrides)
+            yield f"    {index}) run_dir={_quote(task.run_dir)} run=({words}) ;;"
         yield '    *) echo "no run for array task $SLURM_ARRAY_TASK_ID" >&2; exit 2 ;;'
         yield "esac"
     else:
-        yield f"run_dir={shlex.quote(str(plan.run_dir))}"
+        yield f"run_dir={_quote(str(plan.run_dir))}"
     yield "# How Python starts on the nodes; more options of srun go here."
-    yield f"start=({shlex.join(_start(plan))})"
+    yield "start=("
+    yield "    srun --kill-on-bad-exit=1 --distribution=block"
+    yield from (f"    {_quote(word)}" for word in _start(plan))
+    yield ")"
     yield "# What every rank runs; launch.slurm_task tells it its place (RANK, MASTER_ADDR, ...)."
     yield "ranks=("
-    yield f"    -m {plan.module} --config {shlex.quote(str(plan.config))}"
-    yield from (f"    --set {shlex.quote(text)}" for text in plan.overrides)
+    yield f"    -m {plan.module} --config {_quote(str(plan.config))}"
+    yield from (f"    --set {_quote(text)}" for text in plan.overrides)
     if plan.tasks:
         yield '    "${run[@]}" --set "run_dir=$run_dir"'
     yield ")"
-    yield "# Checks the nodes, runs the ranks, passes signals on, requeues until the run is complete. By exec, as"
-    yield "# SLURM signals the process of this script, and bash does not listen while it waits."
-    yield f'exec {shlex.quote(plan.python)} -m launch.slurm_job --run-dir "$run_dir" \\'
+    yield "# Checks the nodes, runs the ranks, passes signals on, requeues until the run is complete."
+    yield "# By exec: SLURM signals the process of this script, and bash does not listen while it waits."
+    yield f'exec {_quote(plan.python)} -m launch.slurm_job --run-dir "$run_dir" \\'
     yield from (f"    {line} \\" for line in _job_options(plan))
     yield '    -- "${start[@]}" -- "${ranks[@]}"'
 
@@ -147,20 +149,21 @@ def _command(plan: SlurmPlan) -> Iterator[str]:
 def _job_options(plan: SlurmPlan) -> Iterator[str]:
     cluster, wanted = plan.cluster, plan.cluster.preflight
     counts = ",".join(str(count) for count in plan.node_counts)
-    yield f"--node-counts {counts} --ranks-per-node {cluster.ranks_per_node} --max-failures {cluster.max_failures}"
+    yield f"--node-counts {counts} --ranks-per-node {cluster.ranks_per_node}"
+    yield f"--max-failures {cluster.max_failures}"
     checks = [f"--gpus {cluster.gpus_per_node or 0}", f"--min-disk-gb {plan.min_disk_gb}"]
     checks.append(f"--min-memory-gb {wanted.min_memory_gb:g}")
     checks.append(f"--max-clock-skew {wanted.max_clock_skew_seconds:g} --timeout {wanted.timeout_seconds}")
     yield " ".join(checks)
     if wanted.scratch_paths:
-        paths = " ".join(f"--scratch {shlex.quote(path)}" for path in wanted.scratch_paths)
+        paths = " ".join(f"--scratch {_quote(path)}" for path in wanted.scratch_paths)
         yield f"{paths} --min-scratch-gb {wanted.min_scratch_gb:g}"
 
 
 def _start(plan: SlurmPlan) -> Sequence[str]:
     cluster, container = plan.cluster, plan.cluster.container
     # srun has not taken --cpus-per-task from sbatch since SLURM 22.05.
-    words = ["srun", "--kill-on-bad-exit=1", "--distribution=block", f"--cpus-per-task={cluster.cpus_per_rank}"]
+    words = [f"--cpus-per-task={cluster.cpus_per_rank}"]
     if cluster.cpu_bind:
         words.append(f"--cpu-bind={cluster.cpu_bind}")
     words += cluster.srun_options
@@ -174,6 +177,13 @@ def _start(plan: SlurmPlan) -> Sequence[str]:
     words += ["apptainer", "exec", *(["--nv"] if cluster.gpus_per_node else []), f"--pwd={plan.directory}"]
     words += [word for mount in container.mounts for word in ("--bind", mount)]
     return [*words, container.image, container.python]
+
+
+def _quote(text: str) -> str:
+    """A word for bash, taken literally; also quoted where only a reader (or shellcheck) would stumble."""
+    if re.fullmatch(r"[\w@%+:./-][\w@%+=:./-]*", text, re.ASCII):
+        return text
+    return "'" + text.replace("'", "'\"'\"'") + "'"
 
 
 def _directive(option: str, value: object) -> str:

@@ -1,7 +1,7 @@
 """One rank of a SLURM job: `srun python -m launch.slurm_task ... -- -m pretrain.train --config FILE`.
 
-Tells the rank its place from what srun says, writes its output to `<run_dir>/logs/rank-N.log` and, when it ends,
-its exit code behind that: srun itself reports only one code for all tasks, often that of its own kill.
+Tells the rank its place from what srun says, writes its output to `<run_dir>/logs/rank-N.log` and, when it
+ends, its exit code behind that: srun itself reports one code for all tasks, often that of its own kill.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from launch.machine import has_accelerator, usable_cores
 from launch.output import LogFile, Tee
 from launch.plan import rank_environment
-from launch.verdict import EXIT_OK, EXIT_STOPPED
+from pretrain.config.exit_codes import OK, STOPPED
 
 PEER_GRACE_SECONDS = 5.0
 """A failed rank's task stays this long: srun then kills the others, who should say why they end."""
@@ -40,9 +40,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     code = _run([sys.executable, *args.command], {**os.environ, **place}, log, shown=rank == 0)
     log.write_line(f"--- {about}: exit code {code}, {_now()} ---".encode())
     log.close()
-    if code in (EXIT_OK, EXIT_STOPPED):
+    if code in (OK, STOPPED):
         return 0
-    print(f"headwater: {about}: exit code {code}; its log is {args.log_dir / f'rank-{rank}.log'}", file=sys.stderr)
+    print(
+        f"headwater: {about}: exit code {code}; its log is {args.log_dir / f'rank-{rank}.log'}",
+        file=sys.stderr,
+    )
     time.sleep(PEER_GRACE_SECONDS)
     return code
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-EXIT_OK = 0
-EXIT_USER_ERROR = 2
-EXIT_DIVERGED = 3
-EXIT_STOPPED = 75
-GIVE_UP = (EXIT_USER_ERROR, EXIT_DIVERGED)
+from pretrain.config.exit_codes import CRASH, DIVERGED, OK, REPLACED, STOPPED, STORAGE, WRONG_INPUT
+
+GIVE_UP = {
+    WRONG_INPUT: "refused its input",
+    DIVERGED: "met losses that stay bad",
+    STORAGE: "could not write (is the disk full?)",
+    REPLACED: "was replaced by a newer attempt",
+}
 """Exit codes of ranks that come again however often the run is started."""
 
 Action = Literal["done", "requeue", "stop", "give up"]
@@ -25,6 +29,8 @@ class Ending:
     world_size: int
     step_code: int
     """srun's own exit code."""
+    asked: bool = False
+    """The ranks were signalled to save."""
     stop_requested: bool = False
     """The user wants the run to rest: no requeue."""
     cancelled: bool = False
@@ -48,28 +54,32 @@ def judge(ending: Ending) -> Verdict:
     refused = sorted((rank, code) for rank, code in ending.codes.items() if code in GIVE_UP)
     if refused:
         rank, code = refused[0]
-        what = "refused its input" if code == EXIT_USER_ERROR else "met a loss that is not finite"
-        return Verdict("give up", code, f"rank {rank} {what}; starting again would not help")
-    crashed = sorted(rank for rank, code in ending.codes.items() if code not in (EXIT_OK, EXIT_STOPPED))
+        return Verdict("give up", code, f"rank {rank} {GIVE_UP[code]}; starting again would not help")
+    crashed = sorted(rank for rank, code in ending.codes.items() if code not in (OK, STOPPED))
     lost = [rank for rank in range(ending.world_size) if rank not in ending.codes]
     if not crashed and not lost:
-        if EXIT_STOPPED not in ending.codes.values():
-            return Verdict("done", EXIT_OK, "the run is complete")
-        return _after_stop(ending)
+        if STOPPED not in ending.codes.values():
+            return Verdict("done", OK, "the run is complete")
+        return _after_stop(ending, "saved; ")
+    signalled = (128 + signal.SIGUSR1, 128 + signal.SIGTERM)
+    if ending.asked and not lost and all(ending.codes[rank] in signalled for rank in crashed):
+        return _after_stop(ending, "ended before the first step; ")  # it came while the ranks still started
     what = _describe(ending, crashed, lost)
     if ending.cancelled or ending.stop_requested:
-        return Verdict("stop", EXIT_STOPPED, f"{what} while the job was being ended; the last checkpoint stays")
+        return Verdict("stop", STOPPED, f"{what} while the job was being ended; the last checkpoint stays")
     if ending.failures >= ending.max_failures:
-        return Verdict("give up", 1, f"{what}, {ending.failures + 1} times in a row without a new checkpoint")
-    return Verdict("requeue", EXIT_STOPPED, f"{what}; failure {ending.failures + 1}, {ending.max_failures} are allowed")
+        text = f"{what}, {ending.failures + 1} times in a row without a new checkpoint"
+        return Verdict("give up", CRASH, text)
+    count = f"failure {ending.failures + 1} in a row, {ending.max_failures} are allowed"
+    return Verdict("requeue", ending.codes[crashed[0]] if crashed else CRASH, f"{what}; {count}")
 
 
-def _after_stop(ending: Ending) -> Verdict:
+def _after_stop(ending: Ending, what: str) -> Verdict:
     if ending.stop_requested:
-        return Verdict("stop", EXIT_STOPPED, "saved and stopped as asked")
+        return Verdict("stop", STOPPED, f"{what}stopped as asked")
     if ending.cancelled:
-        return Verdict("stop", EXIT_STOPPED, "saved; the job was cancelled")
-    return Verdict("requeue", EXIT_STOPPED, "saved before the time limit or a preemption")
+        return Verdict("stop", STOPPED, f"{what}the job was cancelled")
+    return Verdict("requeue", STOPPED, f"{what}the time limit was near, or a preemption")
 
 
 def _describe(ending: Ending, crashed: list[int], lost: list[int]) -> str:

@@ -8,13 +8,16 @@ import pytest
 
 from data_tools.clean import load_clean_config
 from finetune.config import load_finetune_config
+from launch.cluster import load_cluster
 from pretrain.config import JobConfig, load_config
 from pretrain.config.load import read_yaml
 
 REPO = Path(__file__).parents[2]
 DATA_CONFIGS = sorted((REPO / "configs" / "data").glob("*.yaml"))
 """Cleaning configurations of the data tools, not runs."""
-CONFIGS = sorted(set((REPO / "configs").rglob("*.yaml")) - set(DATA_CONFIGS))
+CLUSTER_CONFIGS = sorted((REPO / "configs" / "cluster").glob("*.yaml"))
+"""Where runs go."""
+CONFIGS = sorted(set((REPO / "configs").rglob("*.yaml")) - set(DATA_CONFIGS) - set(CLUSTER_CONFIGS))
 
 
 def name_of(path: Path) -> str:
@@ -31,6 +34,11 @@ def load(path: Path, world_size: int | None = None) -> JobConfig:
 def test_it_loads(path):
     config = load(path)
     load(path, world_size=config.parallel.tensor_model_parallel_size)
+
+
+@pytest.mark.parametrize("path", CLUSTER_CONFIGS, ids=name_of)
+def test_a_cluster_config_loads(path):
+    assert load_cluster(path).kind == path.stem.partition("-")[0]
 
 
 @pytest.mark.parametrize("path", DATA_CONFIGS, ids=name_of)

@@ -1,0 +1,155 @@
+"""`headwater launch slurm`: a run config and a cluster config -> a batch script, submitted and recorded."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import re
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from launch import slurm_control
+from launch.check_data import data_findings
+from launch.cluster import SlurmClusterConfig, load_cluster, time_limit_seconds
+from launch.estimate import checkpoint_bytes
+from launch.lead_time import lead_seconds
+from launch.record import FILE_NAME, LaunchRecord, read_record, write_record
+from launch.slurm import ArrayTask, SlurmPlan, render, usable_node_counts
+from pretrain.config import ConfigError, RunConfig, load_config
+from pretrain.config.identity import check_run_directory
+
+MAX_ARRAY = 1000
+"""The usual MaxArraySize of SLURM is 1001."""
+
+LIVING = ("PENDING", "RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD")
+
+
+def launch(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Submit a run, or with --dry-run print its script; returns the exit code.
+
+    Args:
+        args: Parsed words of `headwater launch slurm`.
+        argv: The same words as they were given, for the record.
+    """
+    cluster = load_cluster(args.cluster, args.cluster_overrides)
+    if not isinstance(cluster, SlurmClusterConfig):
+        raise ConfigError("kind: local; `headwater launch local` runs there", source=str(args.cluster))
+    config = load_config(args.config, args.overrides)
+    tasks = array_tasks(config.run_dir, args.array)
+    configs = [config]
+    if tasks:
+        configs = [load_config(args.config, task_overrides(args.overrides, task)) for task in tasks]
+    for one in configs:
+        usable_node_counts(one, cluster)
+        check_run_directory(one)
+    wrong = [finding.text for finding in data_findings(config) if finding.level == "error"]
+    if wrong and not args.dry_run:
+        raise ConfigError(wrong, source=str(args.config))
+    plan = make_plan(args, config, cluster, tasks)
+    if args.dry_run:
+        print(render(plan), end="")
+        return 0
+    return _submit(plan, ("launch", *argv))
+
+
+def make_plan(
+    args: argparse.Namespace, config: RunConfig, cluster: SlurmClusterConfig, tasks: tuple[ArrayTask, ...]
+) -> SlurmPlan:
+    """What the script depends on, read from the configs, the run's earlier attempts and this process."""
+    run_dir, lead = Path(config.run_dir), cluster.signal_lead_seconds
+    if lead == "auto":
+        lead = lead_seconds(run_dir, time_limit_seconds(cluster.time_limit))
+    return SlurmPlan(
+        cluster=cluster,
+        config=args.config,
+        overrides=tuple(args.overrides),
+        run_dir=run_dir,
+        directory=Path.cwd(),
+        python=cluster.python or sys.executable,
+        node_counts=usable_node_counts(config, cluster),
+        lead_seconds=lead,
+        min_disk_gb=math.ceil(checkpoint_bytes(config) / 1e9),
+        tasks=tasks,
+    )
+
+
+def array_tasks(run_dir: str, sweeps: Sequence[str]) -> tuple[ArrayTask, ...]:
+    """The runs of `--array key=v1,v2 ...`: every combination, each with a run directory of its own.
+
+    Raises:
+        ConfigError: If a text has no values, or two runs would share a directory.
+    """
+    choices = []
+    for text in sweeps:
+        key, equals, values = text.partition("=")
+        if not equals or not key or not all(values.split(",")):
+            raise ConfigError(
+                f"--array {text!r}: write section.key=value,value, for example optimizer.lr=1e-3,3e-4"
+            )
+        choices.append([f"{key}={value}" for value in values.split(",")])
+    if not choices:
+        return ()
+    tasks = []
+    for overrides in itertools.product(*choices):
+        name = ",".join(_directory_name(text) for text in overrides)
+        tasks.append(ArrayTask(overrides=overrides, run_dir=f"{run_dir}/{name}"))
+    if len({task.run_dir for task in tasks}) < len(tasks):
+        raise ConfigError("--array: two of its runs would share a run directory; give each value once")
+    if len(tasks) > MAX_ARRAY:
+        raise ConfigError(f"--array: {len(tasks)} runs, {MAX_ARRAY} at most")
+    return tuple(tasks)
+
+
+def _directory_name(override: str) -> str:
+    key, _, value = override.partition("=")
+    return re.sub(r"[^\w.+=-]", "_", f"{key.rpartition('.')[2]}={value}")
+
+
+def task_overrides(overrides: Sequence[str], task: ArrayTask) -> list[str]:
+    """The overrides of one run of an array."""
+    return [*overrides, *task.overrides, f"run_dir={task.run_dir}"]
+
+
+def _submit(plan: SlurmPlan, argv: tuple[str, ...]) -> int:
+    _refuse_living_job(plan)
+    for path in (plan.script_path.parent, plan.log_path.parent):
+        path.mkdir(parents=True, exist_ok=True)
+    plan.script_path.write_text(render(plan), encoding="utf-8")
+    job = slurm_control.submit(str(plan.script_path))
+    record = LaunchRecord(
+        backend="slurm", argv=argv, directory=str(plan.directory), job_id=job, script=str(plan.script_path)
+    )
+    write_record(plan.directory / plan.run_dir, record)
+    for index, task in enumerate(plan.tasks):
+        write_record(plan.directory / task.run_dir, replace(record, job_id=f"{job}_{index}"))
+    print(_told(plan, job))
+    return 0
+
+
+def _refuse_living_job(plan: SlurmPlan) -> None:
+    run_dir = plan.directory / plan.run_dir
+    if not (run_dir / FILE_NAME).exists():
+        return
+    job = read_record(run_dir).job_id
+    if job and (state := slurm_control.job_fields(job).get("JobState")) in LIVING:
+        raise ConfigError(
+            f"run_dir: job {job} of {plan.run_dir} is {state.lower()} already; let it go on or end it first: "
+            f"headwater launch stop {plan.run_dir}"
+        )
+
+
+def _told(plan: SlurmPlan, job: str) -> str:
+    lines = [f"submitted job {job}: {plan.script_path}"]
+    if plan.tasks:
+        lines += [f"  {job}_{index}  {task.run_dir}" for index, task in enumerate(plan.tasks)]
+    shown = shlex.quote(plan.tasks[0].run_dir if plan.tasks else str(plan.run_dir))
+    lines += [
+        f"watch:  headwater launch status {shown}",
+        f"        headwater launch logs -f {shown}",
+        f"stop:   headwater launch stop {shown}      (saves first)",
+    ]
+    return "\n".join(lines)

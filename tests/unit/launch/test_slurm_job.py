@@ -1,0 +1,229 @@
+"""One attempt of a job from its batch script on: fake SLURM commands, fake ranks, everything else real."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from launch import attempts
+from launch.cluster import SlurmClusterConfig
+from launch.slurm import SlurmPlan, render
+from launch.slurm_nodes import FIRST_PORT
+from tests.support import fake_slurm
+
+REPO = Path(__file__).parents[3]
+JOB_ID = 7
+
+
+class Scene:
+    """A run directory and a fake cluster."""
+
+    def __init__(self, tmp_path: Path) -> None:
+        self.run_dir, self.slurm = tmp_path / "a run", tmp_path / "slurm"
+        self.processes: list[subprocess.Popen[str]] = []
+        fake_slurm.install(self.slurm)
+
+    def start(
+        self, *, nodes: str = "localhost,node2", counts: tuple[int, ...] = (2,), **env: str
+    ) -> subprocess.Popen[str]:
+        """Start the batch script as SLURM would."""
+        cluster = SlurmClusterConfig(
+            kind="slurm", nodes=2, ranks_per_node=2, time_limit="1:00:00", max_failures=1
+        )
+        plan = SlurmPlan(
+            cluster=cluster,
+            config=Path("run.yaml"),
+            overrides=("a.b=x $y",),
+            run_dir=self.run_dir,
+            directory=REPO,
+            python=sys.executable,
+            node_counts=counts,
+            lead_seconds=60,
+            module="tests.unit.launch.fake_rank",
+        )
+        self.run_dir.mkdir(exist_ok=True)
+        script = self.run_dir / "job.sbatch"
+        script.write_text(render(plan))
+        job = {"SLURM_JOB_ID": str(JOB_ID), "SLURM_JOB_NODELIST": nodes, "FAKE_SLURM": str(self.slurm)}
+        path = f"{self.slurm}{os.pathsep}{os.environ['PATH']}"
+        process = subprocess.Popen(
+            ["bash", str(script)],
+            env={**os.environ, **job, "PATH": path, **env},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.processes.append(process)
+        return process
+
+    def run(self, **options: object) -> tuple[int, str]:
+        process = self.start(**options)
+        output, _ = process.communicate(timeout=60)
+        return process.returncode, output
+
+    def log(self, rank: int) -> str:
+        path = self.run_dir / "logs" / f"rank-{rank}.log"
+        return path.read_text() if path.exists() else ""
+
+    def wait_for(self, text: str, ranks: int = 4) -> None:
+        deadline = time.monotonic() + 30
+        while not all(text in self.log(rank) for rank in range(ranks)):
+            assert time.monotonic() < deadline, f"no {text!r} in the logs"
+            time.sleep(0.05)
+
+    @property
+    def last(self) -> dict[str, object]:
+        return attempts.read(self.run_dir / "logs")[-1]
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Iterator[Scene]:
+    scene = Scene(tmp_path)
+    yield scene
+    for process in scene.processes:
+        process.kill()
+        process.communicate()
+
+
+def test_every_rank_gets_its_place_and_the_words(scene):
+    code, output = scene.run(FAKE_RANK="environment")
+    assert code == 0, output
+    for rank in range(4):
+        log = scene.log(rank)
+        place = f"RANK={rank} WORLD_SIZE=4 LOCAL_RANK={rank % 2} LOCAL_WORLD_SIZE=2 MASTER_ADDR=localhost"
+        assert f"{place} MASTER_PORT={FIRST_PORT + 7 * JOB_ID}" in log
+        assert "argv --config run.yaml --set a.b=x $y" in log
+        about = f"attempt 1, rank {rank} of 4, {('localhost', 'node2')[rank // 2]}"
+        assert f"=== {about}, " in log and f"--- {about}: exit code 0, " in log
+    assert "rank 0 begins" in output and "rank 1 begins" not in output
+    assert scene.last["nodes"] == ["localhost", "node2"] and scene.last["reason"] == "the run is complete"
+    assert fake_slurm.said(scene.slurm) == []
+
+
+def test_the_signal_before_the_limit_saves_and_requeues(scene):
+    process = scene.start(FAKE_RANK="save-on:SIGUSR1")
+    scene.wait_for("ready")
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75, output
+    assert fake_slurm.said(scene.slurm) == [["scontrol", "requeue", str(JOB_ID)]]
+    assert scene.last["exit_code"] == 75
+    code, _ = scene.run()
+    assert code == 0 and scene.last["attempt"] == 2
+
+
+def test_a_clean_stop_does_not_requeue(scene):
+    process = scene.start(FAKE_RANK="save-on:SIGUSR1")
+    scene.wait_for("ready")
+    process.send_signal(signal.SIGUSR2)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75 and fake_slurm.said(scene.slurm) == [], output
+    assert "saved; stopped as asked" in output
+
+
+def test_the_measured_lead_time_saves_before_slurm_signals(scene):
+    soon = (datetime.now() + timedelta(seconds=70)).isoformat(timespec="seconds")
+    fake_slurm.install(scene.slurm, end=soon)
+    (scene.run_dir / "logs").mkdir(parents=True)
+    row = {"step": 1, "loss": 1.0, "step_seconds": 100.0}
+    (scene.run_dir / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    process = scene.start(FAKE_RANK="save-on:SIGUSR1")
+    scene.wait_for("saved on SIGUSR1")
+    output, _ = process.communicate(timeout=30)
+    assert "the time limit is near: saving" in output
+    assert fake_slurm.said(scene.slurm) == [["scontrol", "requeue", str(JOB_ID)]]
+
+
+@pytest.mark.parametrize("code", [2, 3])
+def test_what_would_fail_again_is_not_requeued(scene, code):
+    ended, output = scene.run(FAKE_RANK=f"exit:{code}")
+    assert ended == code and fake_slurm.said(scene.slurm) == [], output
+    assert "starting again would not help" in output
+
+
+def test_crashes_are_requeued_a_limited_number_of_times(scene):
+    for _ in range(2):
+        _, output = scene.run(FAKE_RANK_3="exit:9")
+        assert len(fake_slurm.said(scene.slurm)) == 1, output
+    assert "2 times in a row without a new checkpoint" in output
+    assert "rank 3 of 4, node2: exit code 9; its log is" in output
+    (scene.run_dir / "checkpoints" / "step-00000001").mkdir(parents=True)  # progress begins the count again
+    scene.run(FAKE_RANK_3="suicide")
+    assert len(fake_slurm.said(scene.slurm)) == 2
+    assert scene.last["exit_code"] == 137
+
+
+def test_a_cancelled_job_is_not_requeued(scene):
+    process = scene.start(FAKE_RANK="save-on:SIGTERM")
+    scene.wait_for("ready")
+    fake_slurm.install(scene.slurm, state="CANCELLED")
+    process.send_signal(signal.SIGTERM)
+    time.sleep(1.5)
+    assert process.poll() is None, "it must wait for the ranks, which SLURM signals itself"
+    for log in range(4):
+        assert "saved" not in scene.log(log)
+    for task in fake_ranks(scene):
+        os.kill(task, signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 75 and fake_slurm.said(scene.slurm) == [], output
+    assert "the job was cancelled" in output
+
+
+def fake_ranks(scene: Scene) -> list[int]:
+    """Processes of the ranks, told by their module and run directory."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words, env = (path / "cmdline").read_bytes(), (path / "environ").read_bytes()
+        except OSError:
+            continue
+        if (
+            words.split(b"\0")[1:3] == [b"-m", b"tests.unit.launch.fake_rank"]
+            and str(scene.slurm).encode() in env
+        ):
+            found.append(int(path.name))
+    return found
+
+
+def test_a_silent_node_is_left_out_of_the_next_start(scene):
+    fake_slurm.install(scene.slurm, excluded="node9")
+    code, output = scene.run(FAKE_SILENT_NODES="node2")
+    assert code == 75 and "preflight: node2: no answer" in output
+    assert fake_slurm.said(scene.slurm) == [
+        ["scontrol", "requeuehold", "7"],
+        ["scontrol", "update", "JobId=7", "ExcNodeList=node9,node2"],
+        ["scontrol", "release", "7"],
+    ]
+    assert scene.log(0) == "" and "left out by the preflight: node2" in str(scene.last["reason"])
+
+
+def test_with_nodes_to_spare_the_attempt_goes_on_without_the_bad_one(scene):
+    code, output = scene.run(FAKE_SILENT_NODES="node2", nodes="localhost,node2,node3,node4", counts=(1, 2))
+    assert code == 0 and "preflight: node2" in output
+    assert "1 of 3 nodes stay idle" in output
+    assert "of 4, node3" in scene.log(3)
+    assert fake_slurm.said(scene.slurm) == []
+
+
+def test_when_every_node_is_bad_the_job_gives_up(scene):
+    code, output = scene.run(FAKE_SILENT_NODES="localhost,node2")
+    assert code == 2 and "no node passed the preflight" in output
+    assert fake_slurm.said(scene.slurm) == []
+
+
+def test_a_taken_port_is_passed_over(scene):
+    port = FIRST_PORT + 7 * JOB_ID
+    with socket.create_server(("", port)):
+        code, output = scene.run(FAKE_RANK="environment")
+    assert code == 0 and f"port {port} on this node: Address already in use; trying the next one" in output
+    assert f"MASTER_PORT={port + 1}" in scene.log(0)
