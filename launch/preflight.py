@@ -38,13 +38,16 @@ class NodeFacts:
         return str(self.facts["host"])
 
 
-def read_line(line: str, received: float) -> NodeFacts | None:
-    """The facts in a line of a step's output; None for any other line."""
-    _, found, text = line.partition(PREFIX)
-    if not found:
-        return None
-    facts = json.loads(text)
-    return NodeFacts(facts, received) if isinstance(facts, dict) else None
+def read_line(line: str, received: float) -> list[NodeFacts]:
+    """The facts in a line of a step's output, none in most; srun may run the lines of two nodes together."""
+    found = []
+    for text in line.split(PREFIX)[1:]:
+        try:
+            facts, _ = json.JSONDecoder().raw_decode(text)
+        except ValueError:
+            continue  # cut by other output: the node counts as silent
+        found.append(NodeFacts(facts, received))
+    return found
 
 
 def bad_nodes(

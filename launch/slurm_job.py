@@ -30,7 +30,7 @@ from launch.verdict import Ending, Verdict, judge
 from pretrain.config.exit_codes import STOPPED, WRONG_INPUT
 
 POLL_SECONDS = 1.0
-LEAD_POLL_SECONDS = 30.0
+LEAD_POLL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -68,8 +68,8 @@ def _collect(step: Step, wanted: int, timeout: float, signals: Signals) -> list[
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             text = line.decode("utf-8", "replace")
-            if (answer := read_line(text, time.time())) is not None:
-                answers.append(answer)
+            if found := read_line(text, time.time()):
+                answers += found
             else:
                 print(text, file=sys.stderr, flush=True)
     return answers

@@ -74,9 +74,9 @@ def srun(words: list[str]) -> int:
             "SLURM_STEP_NUM_TASKS": options["ntasks"],
             "SLURMD_NODENAME": host,
         }
-        tasks.append(subprocess.Popen(words[command:], env=os.environ | env))
+        tasks.append(subprocess.Popen(words[command:], env=os.environ | env, start_new_session=True))
     for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, lambda n, _: [task.send_signal(n) for task in tasks])
+        signal.signal(number, lambda n, _: [os.killpg(task.pid, n) for task in tasks if task.poll() is None])
     codes = [task.wait() for task in tasks]
     return max(abs(code) for code in codes) if codes else 1
 

@@ -76,14 +76,15 @@ def test_the_majority_has_the_right_version():
     assert list(problems(node("a", versions=other), node("b"), node("c"))) == ["a"]
 
 
-def test_facts_are_found_in_the_output_of_a_step(tmp_path, capsys):
+def test_facts_are_found_in_the_output_of_a_step(tmp_path, capfd):
     (tmp_path / "token").write_text("")
     node_facts.main(
         ["--run-dir", str(tmp_path), "--token", "token", "--reach", "127.0.0.1:1", "--scratch", "/absent"]
     )
-    line = capsys.readouterr().out.strip()
-    answer = read_line(f"0: {line}", received=1.0)  # srun --label
-    assert answer is not None and read_line("Loading cuda/12", received=1.0) is None
+    line = capfd.readouterr().out.strip()
+    (answer,) = read_line(f"0: {line}", received=1.0)  # srun --label
+    assert len(read_line(line + line, received=1.0)) == 2
+    assert read_line("Loading cuda/12", received=1.0) == read_line(line[:40], received=1.0) == []
     assert "Connection refused" in answer.facts["reach"]
     assert answer.facts["run_dir"] is None and answer.facts["disk_gb"]["/absent"] is None
     assert {"python", "pydantic", "headwater sources"} <= answer.facts["versions"].keys()

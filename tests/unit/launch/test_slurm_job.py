@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -18,11 +18,13 @@ import pytest
 from launch import attempts
 from launch.cluster import SlurmClusterConfig
 from launch.slurm import SlurmPlan, render
-from launch.slurm_nodes import FIRST_PORT
+from launch.slurm_nodes import FIRST_PORT, PORTS
 from tests.support import fake_slurm
+from tests.support.processes import descendants
 
 REPO = Path(__file__).parents[3]
-JOB_ID = 7
+JOB_ID = os.getpid()  # tests run side by side, and the port follows from it
+PORT = FIRST_PORT + 7 * JOB_ID % PORTS
 
 
 class Scene:
@@ -91,6 +93,8 @@ def scene(tmp_path: Path) -> Iterator[Scene]:
     scene = Scene(tmp_path)
     yield scene
     for process in scene.processes:
+        for descendant in descendants(process.pid):
+            descendant.kill()
         process.kill()
         process.communicate()
 
@@ -101,7 +105,7 @@ def test_every_rank_gets_its_place_and_the_words(scene):
     for rank in range(4):
         log = scene.log(rank)
         place = f"RANK={rank} WORLD_SIZE=4 LOCAL_RANK={rank % 2} LOCAL_WORLD_SIZE=2 MASTER_ADDR=localhost"
-        assert f"{place} MASTER_PORT={FIRST_PORT + 7 * JOB_ID}" in log
+        assert f"{place} MASTER_PORT={PORT}" in log
         assert "argv --config run.yaml --set a.b=x $y" in log
         about = f"attempt 1, rank {rank} of 4, {('localhost', 'node2')[rank // 2]}"
         assert f"=== {about}, " in log and f"--- {about}: exit code 0, " in log
@@ -132,7 +136,7 @@ def test_a_clean_stop_does_not_requeue(scene):
 
 
 def test_the_measured_lead_time_saves_before_slurm_signals(scene):
-    soon = (datetime.now() + timedelta(seconds=70)).isoformat(timespec="seconds")
+    soon = (datetime.now() + timedelta(seconds=25)).isoformat(timespec="seconds")
     fake_slurm.install(scene.slurm, end=soon)
     (scene.run_dir / "logs").mkdir(parents=True)
     row = {"step": 1, "loss": 1.0, "step_seconds": 100.0}
@@ -200,9 +204,9 @@ def test_a_silent_node_is_left_out_of_the_next_start(scene):
     code, output = scene.run(FAKE_SILENT_NODES="node2")
     assert code == 75 and "preflight: node2: no answer" in output
     assert fake_slurm.said(scene.slurm) == [
-        ["scontrol", "requeuehold", "7"],
-        ["scontrol", "update", "JobId=7", "ExcNodeList=node9,node2"],
-        ["scontrol", "release", "7"],
+        ["scontrol", "requeuehold", str(JOB_ID)],
+        ["scontrol", "update", f"JobId={JOB_ID}", "ExcNodeList=node9,node2"],
+        ["scontrol", "release", str(JOB_ID)],
     ]
     assert scene.log(0) == "" and "left out by the preflight: node2" in str(scene.last["reason"])
 
@@ -222,7 +226,7 @@ def test_when_every_node_is_bad_the_job_gives_up(scene):
 
 
 def test_a_taken_port_is_passed_over(scene):
-    port = FIRST_PORT + 7 * JOB_ID
+    port = PORT
     with socket.create_server(("", port)):
         code, output = scene.run(FAKE_RANK="environment")
     assert code == 0 and f"port {port} on this node: Address already in use; trying the next one" in output
