@@ -80,7 +80,9 @@ def _first_free(first: int) -> socket.socket:
         try:
             return socket.create_server(("", port), backlog=4096)
         except OSError as error:
-            text = f"headwater: port {port} on this node: {error.strerror}; trying the next one"
+            text = (
+                f"headwater: port {port} on this node: {os.strerror(error.errno or 0)}; trying the next one"
+            )
             print(text, file=sys.stderr, flush=True)
     raise OSError(f"no free port from {first} to {first + TRIED_PORTS - 1} on this node")
 
