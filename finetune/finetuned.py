@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import nn
 
+from finetune.kinds import Architecture
 from finetune.single_rank import LAYOUT, single_rank
-from finetune.source import Architecture, read_source
+from finetune.source import read_source
 from finetune.task_config import COLUMNS
 from finetune.tasks import open_task
 from finetune.tasks.task import Encoder, Task

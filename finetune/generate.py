@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.sampling import SamplingOptions
-    from finetune.text import TextCodec
 
 EXAMPLES = """examples:
   headwater generate --checkpoint runs/gpt-tiny --prompt "Return the"
@@ -45,10 +44,11 @@ def generate(
     """
     import torch
 
+    from finetune.kinds import build
     from finetune.sampling import continue_text
     from finetune.single_rank import single_rank
-    from finetune.source import kind_of, read_source
-    from finetune.text import open_text_codec
+    from finetune.source import read_source
+    from finetune.text import encode_prompt, open_text_codec
     from pretrain.checkpoint import load_parameters
     from pretrain.config import ConfigError
 
@@ -57,7 +57,7 @@ def generate(
     if model_config.kind != "gpt":
         raise ConfigError(f"{source.directory} is a {model_config.kind}; only a gpt can generate text")
     codec = open_text_codec(source.directory)
-    tokens = _prompt_tokens(codec, prompt)
+    tokens = encode_prompt(codec, prompt)
     context = model_config.max_position_embeddings
     if len(tokens) + max_new_tokens > context:
         raise ConfigError(
@@ -65,7 +65,7 @@ def generate(
             f"than the model's context of {context}; shorten the prompt or generate less"
         )
     with single_rank() as topology, torch.no_grad():
-        model = kind_of(source.architecture).build(source.architecture)
+        model = build(source.architecture)
         load_parameters(model, source.parameters, topology)
         model.eval()
 
@@ -76,17 +76,6 @@ def generate(
         generator = torch.Generator().manual_seed(seed)
         new = list(continue_text(next_token, tokens, max_new_tokens, options, generator, codec.eod_id))
     return prompt + codec.decode(new)
-
-
-def _prompt_tokens(codec: TextCodec, prompt: str) -> list[int]:
-    """The prompt, or the end of a document, after which in training the next one begins."""
-    from pretrain.config import ConfigError
-
-    if prompt:
-        return [int(i) for i in codec.encode_batch([prompt])[0]]
-    if codec.eod_id is None:
-        raise ConfigError("this tokenizer has no end of text to begin after: give a --prompt")
-    return [codec.eod_id]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 from pretrain.config import ConfigError
+from pretrain.config.derive import query_groups
 from pretrain.config.load import parse_section
-from pretrain.config.model import BertModelConfig, GPTModelConfig
+from pretrain.config.model import BertModelConfig, GPTModelConfig, ModelConfig
+
+LLAMA3_ROPE = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+"""The constants of Llama 3.1's rope scaling, which megatron-core has fixed."""
 
 
 def gpt2_config(model: GPTModelConfig) -> Any:
@@ -28,12 +33,75 @@ def gpt2_config(model: GPTModelConfig) -> Any:
         attn_pdrop=model.attention_dropout,
         layer_norm_epsilon=model.layernorm_epsilon,
         initializer_range=model.init_std,
+        tie_word_embeddings=not model.untie_embeddings_and_output_weights,
     )
 
 
+def llama_config(model: GPTModelConfig) -> Any:
+    """The LlamaConfig that computes what our GPT computes; it has no place for hidden_dropout."""
+    from transformers import LlamaConfig
+
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rotary_base}
+    if model.rope_scaling_factor is not None:
+        rope |= {**LLAMA3_ROPE, "rope_type": "llama3", "factor": model.rope_scaling_factor}
+    return LlamaConfig(
+        bos_token_id=None,  # whoever has the tokenizer sets them; the defaults are Llama's own
+        eos_token_id=None,
+        vocab_size=model.vocab_size,
+        hidden_size=model.hidden_size,
+        intermediate_size=model.ffn_hidden_size,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=query_groups(model),
+        hidden_act="silu",
+        max_position_embeddings=model.max_position_embeddings,
+        initializer_range=model.init_std,
+        rms_norm_eps=model.layernorm_epsilon,
+        tie_word_embeddings=not model.untie_embeddings_and_output_weights,
+        rope_parameters=rope,
+        attention_bias=model.add_bias_linear,
+        mlp_bias=model.add_bias_linear,
+        attention_dropout=model.attention_dropout,
+    )
+
+
+def gpt_family(model: GPTModelConfig) -> Literal["gpt2", "llama"]:
+    """Which of transformers' architectures computes what our GPT computes.
+
+    Raises:
+        ConfigError: Neither; names every key that stands against the nearer one.
+    """
+    grouped = query_groups(model) != model.num_attention_heads
+    wanted: dict[Literal["gpt2", "llama"], dict[str, bool]] = {
+        "gpt2": {
+            "position_embedding_type": model.position_embedding_type == "learned_absolute",
+            "normalization": model.normalization == "LayerNorm",
+            "swiglu": not model.swiglu,
+            "num_query_groups": not grouped,
+            "add_bias_linear": model.add_bias_linear,
+        },
+        "llama": {
+            "position_embedding_type": model.position_embedding_type == "rope",
+            "normalization": model.normalization == "RMSNorm",
+            "swiglu": model.swiglu,
+        },
+    }
+    against = {name: [key for key, fits in keys.items() if not fits] for name, keys in wanted.items()}
+    nearest = min(wanted, key=lambda name: len(against[name]))
+    if against[nearest]:
+        raise ConfigError(
+            [
+                f"model.{key}: {getattr(model, key)} has no counterpart in transformers' {nearest}, the "
+                "nearest architecture; such a model trains and generates, but cannot be converted"
+                for key in against[nearest]
+            ]
+        )
+    return nearest
+
+
 def bert_config(model: BertModelConfig, labels: list[str] | None = None) -> Any:
-    """The BertConfig that computes what our post-norm BERT computes; with labels that of a classifier."""
-    from transformers import BertConfig
+    """BertConfig (post-norm) or MegatronBertConfig (pre-norm) of our BERT; with labels of a classifier."""
+    from transformers import BertConfig, MegatronBertConfig
 
     named: dict[str, Any] = {}
     if labels is not None:
@@ -42,7 +110,7 @@ def bert_config(model: BertModelConfig, labels: list[str] | None = None) -> Any:
             "label2id": {label: i for i, label in enumerate(labels)},
             "problem_type": "single_label_classification",
         }
-    return BertConfig(
+    return (BertConfig if model.norm_position == "post" else MegatronBertConfig)(
         vocab_size=model.vocab_size,
         hidden_size=model.hidden_size,
         num_hidden_layers=model.num_layers,
@@ -59,28 +127,31 @@ def bert_config(model: BertModelConfig, labels: list[str] | None = None) -> Any:
     )
 
 
-def model_section(config: Any, source: str) -> GPTModelConfig | BertModelConfig:
-    """Our model section for a GPT2Config or BertConfig.
+def model_section(config: Any, source: str) -> ModelConfig:
+    """Our model section for a GPT2Config, LlamaConfig, BertConfig or MegatronBertConfig.
 
     Raises:
         ConfigError: For another architecture or variant than our models compute; names every reason.
     """
-    if config.model_type == "gpt2":
-        return _gpt_section(config, source)
-    if config.model_type == "bert":
-        return _bert_section(config, source)
-    raise ConfigError(
-        f"model_type {config.model_type!r} cannot be imported, only gpt2 and bert", source=source
-    )
+    readers: dict[str, Callable[[Any, str], ModelConfig]] = {
+        "gpt2": _gpt2_section,
+        "llama": _llama_section,
+        "bert": _bert_section,
+        "megatron-bert": _bert_section,
+    }
+    if config.model_type not in readers:
+        raise ConfigError(
+            f"model_type {config.model_type!r} cannot be imported, only {', '.join(readers)}", source=source
+        )
+    return readers[config.model_type](config, source)
 
 
-def _gpt_section(config: Any, source: str) -> GPTModelConfig:
+def _gpt2_section(config: Any, source: str) -> GPTModelConfig:
     wanted = {
         "activation_function": ("gelu_new", "gelu_pytorch_tanh"),
         "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,),
         "add_cross_attention": (False,),
-        "tie_word_embeddings": (True,),
     }
     _check(config, wanted, source)
     if config.embd_pdrop != config.resid_pdrop:
@@ -97,6 +168,50 @@ def _gpt_section(config: Any, source: str) -> GPTModelConfig:
         "attention_dropout": config.attn_pdrop,
         "init_std": config.initializer_range,
         "layernorm_epsilon": config.layer_norm_epsilon,
+        "untie_embeddings_and_output_weights": not config.tie_word_embeddings,
+    }
+    return parse_section(GPTModelConfig, section, source)
+
+
+def _llama_section(config: Any, source: str) -> GPTModelConfig:
+    rope = config.rope_parameters
+    _check(
+        config,
+        {
+            "hidden_act": ("silu",),
+            "head_dim": (config.hidden_size // config.num_attention_heads,),
+            "mlp_bias": (config.attention_bias,),
+        },
+        source,
+    )
+    scaled = rope["rope_type"] == "llama3" and all(rope[key] == value for key, value in LLAMA3_ROPE.items())
+    if rope["rope_type"] != "default" and not scaled:
+        raise ConfigError(
+            f"rope_parameters: {rope} is not supported, only the rope_type default, or llama3 with "
+            f"{LLAMA3_ROPE}",
+            source=source,
+        )
+    heads, groups = config.num_attention_heads, config.num_key_value_heads
+    section = {
+        "kind": "gpt",
+        "vocab_size": config.vocab_size,
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": heads,
+        "max_position_embeddings": config.max_position_embeddings,
+        "hidden_dropout": 0.0,
+        "attention_dropout": config.attention_dropout,
+        "init_std": config.initializer_range,
+        "layernorm_epsilon": config.rms_norm_eps,
+        "position_embedding_type": "rope",
+        "rotary_base": rope["rope_theta"],
+        "rope_scaling_factor": rope["factor"] if scaled else None,
+        "normalization": "RMSNorm",
+        "swiglu": True,
+        "num_query_groups": None if groups == heads else groups,
+        "add_bias_linear": config.attention_bias,
+        "untie_embeddings_and_output_weights": not config.tie_word_embeddings,
     }
     return parse_section(GPTModelConfig, section, source)
 
@@ -123,6 +238,8 @@ def _bert_section(config: Any, source: str) -> BertModelConfig:
         "attention_dropout": config.attention_probs_dropout_prob,
         "init_std": config.initializer_range,
         "layernorm_epsilon": config.layer_norm_eps,
+        "norm_position": "post" if config.model_type == "bert" else "pre",
+        "add_binary_head": not any(name.endswith("ForMaskedLM") for name in config.architectures or []),
     }
     return parse_section(BertModelConfig, section, source)
 

@@ -34,6 +34,7 @@ from pretrain.checkpoint.files import write_json
 from pretrain.checkpoint.manifest import step_directory
 from pretrain.config import exit_codes
 from pretrain.config.derive import data_parallel_size
+from pretrain.config.model import BertModelConfig, ModelConfig
 from pretrain.data.steps import RankPlan
 from pretrain.job import Job
 from pretrain.loop import run
@@ -98,7 +99,7 @@ def load_data(config: FinetuneConfig, codec: TextCodec) -> TaskData:
 
 
 def build_model(config: FinetuneConfig, source: Path, data: TaskData, topology: Topology) -> nn.Module:
-    """The model with pretrained weights and a fresh head, or with random weights throughout."""
+    """The model with pretrained weights and fresh head (and pooler, if it had none), or all random."""
     assert config.model is not None  # with_model has filled it in
     seed_initialization(config.seed)
     model = data.task.build(
@@ -110,9 +111,15 @@ def build_model(config: FinetuneConfig, source: Path, data: TaskData, topology: 
         recompute=config.training.recompute,
     )
     if not config.from_scratch:
-        load_parameters(model, read_parameters(source), topology, allow_missing=("head.",))
+        load_parameters(model, read_parameters(source), topology, allow_missing=_fresh(config.model))
     freeze(model, config.optimizer)
     return model
+
+
+def _fresh(model: ModelConfig) -> tuple[str, ...]:
+    """What a pretrained model cannot give: the head, and a pooler after masked-LM alone."""
+    without_pooler = isinstance(model, BertModelConfig) and not model.add_binary_head
+    return ("head.", "encoder.pooler.") if without_pooler else ("head.",)
 
 
 def _job(

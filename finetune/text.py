@@ -60,6 +60,7 @@ class HfTextCodec:
         self.cls_id = self._id("cls_token_id")
         self.sep_id = self._id("sep_token_id")
         self.eod_id = self._id("eos_token_id")
+        self.bos_id = self._id("bos_token_id")
 
     def encode_batch(self, texts: Sequence[str]) -> Sequence[npt.NDArray[np.int32]]:
         """Ids of each text, without special tokens."""
@@ -90,6 +91,11 @@ class HfTextCodec:
             Encoding(np.asarray(ids, np.int32), np.array(spans, np.int64).reshape(-1, 2))
             for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Ids of a text to continue, with what this tokenizer puts before one (Llama's begins a document)."""
+        ids: list[int] = self._tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+        return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some ids."""
@@ -127,6 +133,27 @@ def open_text_codec(directory: Path) -> TextCodec:
     if not files.keys() - {"config.json"}:
         raise CheckpointError(f"{directory}: no tokenizer in this checkpoint; put its {SENTENCEPIECE} there")
     return HfTextCodec(directory)
+
+
+def bos_id(codec: TextCodec) -> int | None:
+    """What a document begins with: in our tokenizers the end of the one before."""
+    return codec.bos_id if isinstance(codec, HfTextCodec) else codec.eod_id
+
+
+def encode_prompt(codec: TextCodec, text: str) -> list[int]:
+    """Ids of a text that a GPT is to continue; an empty one begins a document.
+
+    Raises:
+        ConfigError: An empty text, and nothing that a document begins with.
+    """
+    if text:
+        if isinstance(codec, HfTextCodec):
+            return codec.encode_prompt(text)
+        return [int(i) for i in codec.encode_batch([text])[0]]
+    first = bos_id(codec)
+    if first is None:
+        raise ConfigError("this tokenizer has nothing that a document begins with: give a --prompt")
+    return [first]
 
 
 def _is_ours(path: Path) -> bool:

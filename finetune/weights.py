@@ -1,14 +1,16 @@
-"""Our parameters <-> those of transformers' GPT-2 and BERT: pure functions on dicts of tensors.
+"""Our parameters <-> those of transformers' models: pure functions on dicts of tensors.
 
-One table of links per architecture serves both directions. What differs:
+One table of links per architecture (`gpt_links`, `bert_links`) serves both directions. What differs:
 
-- Query, key and value are one matrix in ours, ordered head by head [q_i; k_i; v_i] (megatron-core's order,
-  so that tensor parallelism cuts between heads). GPT-2 orders it [q; k; v]; BERT has three matrices.
+- Query, key and value are one matrix in ours, ordered by query group (megatron-core's order, so that tensor
+  parallelism cuts between groups): the queries of the group, its key, its value. GPT-2 orders it [q; k; v];
+  BERT and Llama have three matrices.
+- A gated MLP has one matrix [gate; up] in ours, two in Llama.
 - GPT-2 stores linear weights transposed ([in, out], its "Conv1D").
 - Our vocabulary rows are padded to a multiple of 128; theirs are not.
-- Output projections are tied to the word embeddings in both; ours does not store them, theirs may.
+- Output projections tied to the word embeddings are not stored in ours; theirs may store them.
 
-Legend: V vocabulary, H hidden_size, N heads, D head size, F ffn_hidden_size.
+Legend: V vocabulary, H hidden_size, N heads, G query groups, D head size, F ffn_hidden_size.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ import torch
 from torch import Tensor
 
 from pretrain.config import ConfigError
-from pretrain.config.derive import padded_vocab_size
-from pretrain.config.model import BertModelConfig, GPTModelConfig, ModelSection
+from pretrain.config.derive import padded_vocab_size, query_groups
+from pretrain.config.model import ModelSection
 
 TensorDict = dict[str, Tensor]
 
@@ -36,77 +38,6 @@ class Link:
     from_hf: Callable[[tuple[Tensor, ...]], Tensor]
 
 
-def gpt_links(model: GPTModelConfig) -> list[Link]:
-    """GPT <-> GPT2LMHeadModel."""
-    heads = model.num_attention_heads
-    links = [
-        _vocabulary("embedding.word_embeddings.weight", "transformer.wte.weight", model),
-        _same("embedding.position_embeddings.weight", "transformer.wpe.weight"),
-    ]
-    for n in range(model.num_layers):
-        ours, theirs = f"decoder.layers.{n}", f"transformer.h.{n}"
-        attention, mlp = f"{ours}.self_attention", f"{ours}.mlp"
-        links += _both(f"{ours}.input_layernorm", f"{theirs}.ln_1", _same)
-        links += [
-            _gpt2_qkv(f"{attention}.linear_qkv.{part}", f"{theirs}.attn.c_attn.{part}", heads)
-            for part in ("weight", "bias")
-        ]
-        links += _both(f"{attention}.linear_proj", f"{theirs}.attn.c_proj", _conv1d)
-        links += _both(f"{ours}.pre_mlp_layernorm", f"{theirs}.ln_2", _same)
-        links += _both(f"{mlp}.linear_fc1", f"{theirs}.mlp.c_fc", _conv1d)
-        links += _both(f"{mlp}.linear_fc2", f"{theirs}.mlp.c_proj", _conv1d)
-    return links + _both("decoder.final_layernorm", "transformer.ln_f", _same)
-
-
-def bert_encoder_links(model: BertModelConfig) -> list[Link]:
-    """BertEncoder <-> the `bert.` part of transformers' BERT models.
-
-    Raises:
-        ConfigError: For a pre-norm model, which transformers' BERT cannot compute.
-    """
-    if model.norm_position != "post":
-        raise ConfigError(
-            "model.norm_position: pre has no counterpart in transformers' BERT, which normalises after each "
-            "block; only norm_position: post converts to and from Hugging Face"
-        )
-    heads = model.num_attention_heads
-    embeddings = "encoder.embeddings"
-    links = [
-        _vocabulary(f"{embeddings}.word_embeddings.weight", "bert.embeddings.word_embeddings.weight", model),
-        _same(f"{embeddings}.position_embeddings.weight", "bert.embeddings.position_embeddings.weight"),
-        _same(f"{embeddings}.token_type_embeddings.weight", "bert.embeddings.token_type_embeddings.weight"),
-        *_both(f"{embeddings}.norm", "bert.embeddings.LayerNorm", _same),
-    ]
-    for n in range(model.num_layers):
-        ours, theirs = f"encoder.layers.{n}", f"bert.encoder.layer.{n}"
-        links += [
-            _bert_qkv(f"{ours}.attention.linear_qkv.{part}", f"{theirs}.attention.self", part, heads)
-            for part in ("weight", "bias")
-        ]
-        links += _both(f"{ours}.attention.linear_proj", f"{theirs}.attention.output.dense", _same)
-        links += _both(f"{ours}.attention_norm", f"{theirs}.attention.output.LayerNorm", _same)
-        links += _both(f"{ours}.mlp.linear_fc1", f"{theirs}.intermediate.dense", _same)
-        links += _both(f"{ours}.mlp.linear_fc2", f"{theirs}.output.dense", _same)
-        links += _both(f"{ours}.mlp_norm", f"{theirs}.output.LayerNorm", _same)
-    return links + _both("encoder.pooler", "bert.pooler.dense", _same)
-
-
-def bert_pretraining_links(model: BertModelConfig) -> list[Link]:
-    """BertForPreTraining (ours) <-> BertForPreTraining (theirs)."""
-    return [
-        *bert_encoder_links(model),
-        *_both("mlm_head.transform", "cls.predictions.transform.dense", _same),
-        *_both("mlm_head.norm", "cls.predictions.transform.LayerNorm", _same),
-        _vocabulary("mlm_head.output.bias", "cls.predictions.bias", model),
-        *_both("nsp_head", "cls.seq_relationship", _same),
-    ]
-
-
-def bert_classification_links(model: BertModelConfig) -> list[Link]:
-    """BertForClassification <-> BertForSequenceClassification."""
-    return [*bert_encoder_links(model), *_both("head", "classifier", _same)]
-
-
 def to_hf(links: list[Link], parameters: Mapping[str, Tensor]) -> TensorDict:
     """Their state dict (without tied copies) from our whole parameters.
 
@@ -115,7 +46,7 @@ def to_hf(links: list[Link], parameters: Mapping[str, Tensor]) -> TensorDict:
     """
     _check_names(parameters, {link.ours for link in links}, "the checkpoint")
     return {
-        name: tensor.contiguous()
+        name: _standalone(tensor)
         for link in links
         for name, tensor in zip(link.theirs, link.to_hf(parameters[link.ours]), strict=True)
     }
@@ -134,6 +65,12 @@ def from_hf(links: list[Link], state: Mapping[str, Tensor]) -> TensorDict:
     }
 
 
+def _standalone(tensor: Tensor) -> Tensor:
+    """Contiguous, and not a part of a larger tensor, which would be written whole."""
+    tensor = tensor.contiguous()
+    return tensor if tensor.untyped_storage().nbytes() == tensor.nbytes else tensor.clone()
+
+
 def _check_names(given: Mapping[str, Tensor], wanted: set[str], source: str) -> None:
     missing, unknown = sorted(wanted - given.keys()), sorted(given.keys() - wanted)
     if missing:
@@ -146,20 +83,24 @@ def _check_names(given: Mapping[str, Tensor], wanted: set[str], source: str) -> 
         )
 
 
-def _both(ours: str, theirs: str, link: Callable[[str, str], Link]) -> list[Link]:
-    return [link(f"{ours}.{part}", f"{theirs}.{part}") for part in ("weight", "bias")]
+def both(
+    ours: str, theirs: str, link: Callable[[str, str], Link], parts: tuple[str, ...] = ("weight", "bias")
+) -> list[Link]:
+    """A link for each of the parts of a layer."""
+    return [link(f"{ours}.{part}", f"{theirs}.{part}") for part in parts]
 
 
-def _same(ours: str, theirs: str) -> Link:
+def same(ours: str, theirs: str) -> Link:
+    """The same tensor under another name."""
     return Link(ours, (theirs,), lambda t: (t,), lambda ts: ts[0])
 
 
-def _conv1d(ours: str, theirs: str) -> Link:
+def conv1d(ours: str, theirs: str) -> Link:
     """[out, in] <-> [in, out]; a bias is its own transpose."""
     return Link(ours, (theirs,), lambda t: (_transposed(t),), lambda ts: _transposed(ts[0]))
 
 
-def _vocabulary(ours: str, theirs: str, model: ModelSection) -> Link:
+def vocabulary(ours: str, theirs: str, model: ModelSection) -> Link:
     """[padded V, ...] <-> [V, ...]; added rows are zero, no loss ever looks at them."""
 
     def pad(tensors: tuple[Tensor, ...]) -> Tensor:
@@ -169,33 +110,65 @@ def _vocabulary(ours: str, theirs: str, model: ModelSection) -> Link:
     return Link(ours, (theirs,), lambda t: (t[: model.vocab_size],), pad)
 
 
-def _gpt2_qkv(ours: str, theirs: str, heads: int) -> Link:
-    """[N * 3 * D, H] <-> [H, 3 * N * D]; likewise the bias without H."""
-    return Link(
-        ours,
-        (theirs,),
-        lambda t: (_transposed(torch.cat(split_heads(t, heads))),),
-        lambda ts: merge_heads(_transposed(ts[0]).chunk(3), heads),
-    )
+def gpt2_qkv(model: ModelSection) -> Callable[[str, str], Link]:
+    """[G * (N / G + 2) * D, H] <-> [H, (N + 2 G) * D]; likewise the bias without H."""
+
+    def link(ours: str, theirs: str) -> Link:
+        return Link(
+            ours,
+            (theirs,),
+            lambda t: (_transposed(torch.cat(split_qkv(t, model))),),
+            lambda ts: merge_qkv(_transposed(ts[0]).chunk(3), model),
+        )
+
+    return link
 
 
-def _bert_qkv(ours: str, theirs: str, part: str, heads: int) -> Link:
-    """[N * 3 * D, H] <-> three of [N * D, H]; likewise the bias without H."""
-    names = tuple(f"{theirs}.{name}.{part}" for name in ("query", "key", "value"))
-    return Link(ours, names, lambda t: split_heads(t, heads), lambda ts: merge_heads(ts, heads))
+def three_qkv(
+    ours: str, theirs: tuple[str, str, str], model: ModelSection, parts: tuple[str, ...]
+) -> list[Link]:
+    """[G * (N / G + 2) * D, H] <-> [N * D, H] and twice [G * D, H]; likewise the bias without H."""
+    return [
+        Link(
+            f"{ours}.{part}",
+            tuple(f"{name}.{part}" for name in theirs),
+            lambda t: split_qkv(t, model),
+            lambda ts: merge_qkv(ts, model),
+        )
+        for part in parts
+    ]
 
 
-def split_heads(fused: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Query, key, value [N * D, ...] from the head-interleaved [N * 3 * D, ...]."""
-    by_head = fused.reshape(heads, 3, -1, *fused.shape[1:])  # [N, 3, D, ...]
-    q, k, v = (by_head[:, i].reshape(-1, *fused.shape[1:]) for i in range(3))
-    return q, k, v
+def halves(ours: str, theirs: tuple[str, str], parts: tuple[str, ...]) -> list[Link]:
+    """[2 F, H] <-> twice [F, H]; likewise the bias without H."""
+    return [
+        Link(
+            f"{ours}.{part}",
+            tuple(f"{name}.{part}" for name in theirs),
+            lambda t: tuple(t.chunk(2)),
+            lambda ts: torch.cat(ts),
+        )
+        for part in parts
+    ]
 
 
-def merge_heads(qkv: tuple[Tensor, ...], heads: int) -> Tensor:
-    """The inverse of `split_heads`."""
-    by_head = torch.stack([t.reshape(heads, -1, *t.shape[1:]) for t in qkv], dim=1)  # [N, 3, D, ...]
-    return by_head.reshape(-1, *qkv[0].shape[1:])
+def split_qkv(fused: Tensor, model: ModelSection) -> tuple[Tensor, Tensor, Tensor]:
+    """Query [N * D, ...], key and value [G * D, ...] from the fused matrix or bias, ordered by group."""
+    groups = query_groups(model)
+    each = model.num_attention_heads // groups
+    rest = fused.shape[1:]
+    by_group = fused.reshape(groups, each + 2, -1, *rest)  # [G, N / G + 2, D, ...]
+    q, k, v = by_group[:, :each], by_group[:, each], by_group[:, each + 1]
+    return q.reshape(-1, *rest), k.reshape(-1, *rest), v.reshape(-1, *rest)
+
+
+def merge_qkv(qkv: tuple[Tensor, ...], model: ModelSection) -> Tensor:
+    """The inverse of `split_qkv`."""
+    groups = query_groups(model)
+    size = model.hidden_size // model.num_attention_heads
+    rest = qkv[0].shape[1:]
+    by_group = [t.reshape(groups, -1, size, *rest) for t in qkv]  # [G, N / G, D, ...] and [G, 1, D, ...]
+    return torch.cat(by_group, dim=1).reshape(-1, *rest)
 
 
 def _transposed(tensor: Tensor) -> Tensor:

@@ -157,14 +157,14 @@ class BertMaskedLMHead(nn.Module):
 
 
 class BertForPreTraining(nn.Module):
-    """Masked-LM loss + nsp_weight x next-sentence loss."""
+    """Masked-LM loss + nsp_weight x next-sentence loss; without `add_binary_head` the first alone."""
 
     def __init__(self, model: BertModelConfig, **layout: Any) -> None:
         super().__init__()
         self.model_config = model
-        self.encoder = BertEncoder(model, **layout)
+        self.encoder = BertEncoder(model, pooler=model.add_binary_head, **layout)
         self.mlm_head = BertMaskedLMHead(model, self.encoder.config)
-        self.nsp_head = linear(model.hidden_size, 2, model.init_std)
+        self.nsp_head = linear(model.hidden_size, 2, model.init_std) if model.add_binary_head else None
 
     def forward(
         self,
@@ -175,7 +175,7 @@ class BertForPreTraining(nn.Module):
         masked_labels: Tensor | None = None,
         next_sentence_labels: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Encode and, with labels, compute both losses.
+        """Encode and, with labels, compute the losses.
 
         Args:
             tokens: [B, S] int64, masked.
@@ -187,30 +187,32 @@ class BertForPreTraining(nn.Module):
 
         Returns:
             {"mlm_loss", "nsp_loss"}: summed fp32 losses; without labels {"logits": [B, S, V / TP],
-            "nsp_logits": [B, 2]}.
+            "nsp_logits": [B, 2]}. No second ones without a binary head.
         """
         hidden, pooled = self.encoder(tokens, token_types, padding_mask)
         by_sample = hidden.transpose(0, 1).reshape(-1, hidden.shape[-1])  # [B * S, H]
         embedding = self.encoder.embeddings.word_embeddings.weight
-        nsp_logits = self.nsp_head(pooled)
-        if masked_positions is None or masked_labels is None or next_sentence_labels is None:
-            logits = self.mlm_head(by_sample, embedding)
-            return {"logits": logits.view(*tokens.shape, -1), "nsp_logits": nsp_logits}
+        nsp_logits = None if self.nsp_head is None else self.nsp_head(pooled)
+        if masked_positions is None or masked_labels is None:
+            logits = self.mlm_head(by_sample, embedding).view(*tokens.shape, -1)
+            return {"logits": logits} | ({} if nsp_logits is None else {"nsp_logits": nsp_logits})
         logits = self.mlm_head(by_sample.index_select(0, masked_positions), embedding)
-        mlm_losses = vocabulary_loss(logits, masked_labels, self.model_config.vocab_size)
-        nsp_loss = F.cross_entropy(nsp_logits.float(), next_sentence_labels, reduction="sum")
-        return {"mlm_loss": mlm_losses.sum(), "nsp_loss": nsp_loss}
+        losses = {"mlm_loss": vocabulary_loss(logits, masked_labels, self.model_config.vocab_size).sum()}
+        if nsp_logits is not None and next_sentence_labels is not None:
+            losses["nsp_loss"] = F.cross_entropy(nsp_logits.float(), next_sentence_labels, reduction="sum")
+        return losses
 
     def loss_weights(self) -> dict[str, float]:
         """How the summed losses, each divided by its target count, add up to the training loss."""
-        return {"mlm_loss": 1.0, "nsp_loss": self.model_config.nsp_weight}
+        binary = {} if self.nsp_head is None else {"nsp_loss": self.model_config.nsp_weight}
+        return {"mlm_loss": 1.0} | binary
 
     def target_counts(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Predicted targets in a micro-batch, per loss."""
-        return {
-            "mlm_loss": float(batch["masked_labels"].numel()),
-            "nsp_loss": float((batch["next_sentence_labels"] >= 0).sum()),
-        }
+        counts = {"mlm_loss": float(batch["masked_labels"].numel())}
+        if self.nsp_head is not None:
+            counts["nsp_loss"] = float((batch["next_sentence_labels"] >= 0).sum())
+        return counts
 
 
 def block_norm(model: BertModelConfig, config: TransformerConfig) -> nn.Module:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
+import os
 import shutil
 
 import pytest
 import torch
+import transformers
+import yaml
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -20,20 +25,39 @@ from transformers import (
 
 from data_tools.errors import DataError
 from data_tools.tokenizer import load_tokenizer
-from finetune import export_hf, source
+from finetune import export_hf, kinds
 from finetune.config import ImportedConfig
 from finetune.errors import ConversionError
 from finetune.generate import generate
 from finetune.import_hf import import_hf
+from finetune.kinds import Architecture, build
 from finetune.sampling import SamplingOptions
 from finetune.single_rank import single_rank
-from finetune.source import Architecture, kind_of, read_source, write_weights
+from finetune.source import read_source, write_weights
 from finetune.task_config import ClassificationTask
 from finetune.text import open_text_codec
 from launch import cli
 from pretrain.checkpoint import CheckpointError
 from pretrain.config import ConfigError
 from pretrain.config.model import BertModelConfig, GPTModelConfig
+
+LLAMA_STYLE = {
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "swiglu": True,
+    "num_query_groups": 1,
+    "add_bias_linear": False,
+    "untie_embeddings_and_output_weights": True,
+    "hidden_dropout": 0.0,
+}
+SMALL_BERT = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 48,
+}
+KINDS = ("gpt", "llama", "bert", "megatron-mlm", "classifier")
 
 
 def architecture(kind, vocab_size):
@@ -48,15 +72,19 @@ def architecture(kind, vocab_size):
     }
     if kind == "gpt":
         return Architecture(GPTModelConfig(kind="gpt", **sizes))
+    if kind == "llama":
+        return Architecture(GPTModelConfig(kind="gpt", **sizes, **LLAMA_STYLE))
+    if kind == "megatron-mlm":
+        sizes |= {"norm_position": "pre", "add_binary_head": False}
     bert = Architecture(BertModelConfig(kind="bert", **sizes))
-    return bert if kind == "bert" else dataclasses.replace(bert, labels=("down", "up"))
+    return dataclasses.replace(bert, labels=("down", "up")) if kind == "classifier" else bert
 
 
 def write_run(run_dir, of, tokenizer_model):
     """A run directory with one checkpoint of random weights."""
     torch.manual_seed(3)
     with single_rank():
-        model = kind_of(of).build(of)
+        model = build(of)
     parameters = {name: p + 0.05 * torch.randn_like(p) for name, p in model.named_parameters()}
     task = ClassificationTask(kind="classification") if of.labels else None
     config = ImportedConfig(imported_from="test", model=of.model, task=task)
@@ -67,7 +95,7 @@ def write_run(run_dir, of, tokenizer_model):
 def runs(tokenizer_model, tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     vocab_size = load_tokenizer(tokenizer_model).vocab_size
-    for kind in ("gpt", "bert", "classifier"):
+    for kind in KINDS:
         write_run(root / kind, architecture(kind, vocab_size), tokenizer_model)
     return root
 
@@ -75,19 +103,21 @@ def runs(tokenizer_model, tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(runs, tmp_path_factory):
     root = tmp_path_factory.mktemp("exported")
-    told = {kind: export_hf.export(runs / kind, root / kind) for kind in ("gpt", "bert", "classifier")}
+    told = {kind: export_hf.export(runs / kind, root / kind) for kind in KINDS}
     for lines in told.values():
         assert "same ids as ours" in lines[0] and "differ by at most" in lines[1]
     return root
 
 
-def test_generate_writes_what_transformers_writes(runs, exported):
+@pytest.mark.parametrize("kind", ["gpt", "llama"])
+def test_generate_writes_what_transformers_writes(kind, runs, exported):
     prompt = "The return statement"
-    model = AutoModelForCausalLM.from_pretrained(exported / "gpt")
-    tokenizer = AutoTokenizer.from_pretrained(exported / "gpt")
+    model = AutoModelForCausalLM.from_pretrained(exported / kind)
+    tokenizer = AutoTokenizer.from_pretrained(exported / kind)
+    assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     encoded = tokenizer(prompt, return_tensors="pt")
     wanted = model.generate(**encoded, max_new_tokens=20, do_sample=False)[0]
-    text = generate(runs / "gpt", prompt, 20, SamplingOptions())
+    text = generate(runs / kind, prompt, 20, SamplingOptions())
     assert text == tokenizer.decode(wanted) and len(text) > len(prompt)
 
 
@@ -126,7 +156,7 @@ def test_the_classifier_export_works_with_num_labels_and_in_a_pipeline(runs, exp
     assert answer["label"] in {"down", "up"} and 0.5 <= answer["score"] <= 1.0
 
 
-@pytest.mark.parametrize("kind", ["gpt", "bert", "classifier"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_import_gives_the_exported_checkpoint_back(kind, runs, exported, tmp_path):
     import_hf(exported / kind, tmp_path / "run")
     before, after = read_source(runs / kind), read_source(tmp_path / "run")
@@ -171,7 +201,7 @@ def test_wrong_weights_are_not_published(runs, tmp_path, monkeypatch):
     def swapped(model):
         """The two norms of a layer exchanged: same shapes, other model."""
         names = {"ln_1": "ln_2", "ln_2": "ln_1"}
-        links = source.gpt_links(model)
+        links = kinds.gpt2_links(model)
         return [
             dataclasses.replace(
                 x, theirs=tuple(".".join(names.get(p, p) for p in t.split(".")) for t in x.theirs)
@@ -179,22 +209,138 @@ def test_wrong_weights_are_not_published(runs, tmp_path, monkeypatch):
             for x in links
         ]
 
-    monkeypatch.setattr(source, "GPT_LM", dataclasses.replace(source.GPT_LM, links=swapped))
-    with pytest.raises(ConversionError, match="computes other logits than our model"):
+    monkeypatch.setattr(kinds, "GPT2", dataclasses.replace(kinds.GPT2, links=swapped))
+    with pytest.raises(ConversionError, match="GPT2LMHeadModel and of our model differ by"):
         export_hf.export(runs / "gpt", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_pre_norm_bert_and_an_existing_directory_are_refused(runs, tokenizer_model, tmp_path):
-    vocab_size = load_tokenizer(tokenizer_model).vocab_size
-    of = architecture("bert", vocab_size)
-    pre = Architecture(of.model.model_copy(update={"norm_position": "pre"}))
-    write_run(tmp_path / "pre", pre, tokenizer_model)
-    with pytest.raises(ConfigError, match="norm_position"):
-        export_hf.export(tmp_path / "pre", tmp_path / "out")
+def test_a_gpt_between_the_styles_generates_but_is_not_exported(runs, tokenizer_model, tmp_path):
+    of = architecture("gpt", load_tokenizer(tokenizer_model).vocab_size)
+    mixed = Architecture(of.model.model_copy(update={"normalization": "RMSNorm"}))
+    write_run(tmp_path / "mixed", mixed, tokenizer_model)
+    assert generate(tmp_path / "mixed", "A", 2, SamplingOptions()).startswith("A")
+    with pytest.raises(ConfigError, match="normalization: RMSNorm has no counterpart"):
+        export_hf.export(tmp_path / "mixed", tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with pytest.raises(DataError, match="exists"):
-        export_hf.export(runs / "gpt", tmp_path / "pre")
+        export_hf.export(runs / "gpt", tmp_path / "mixed")
+
+
+THEIRS = {
+    "gpt2": transformers.GPT2Config(n_embd=32, n_layer=2, n_head=4, n_positions=48),
+    "llama": transformers.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=48,
+    ),
+    "bert": BertConfig(**SMALL_BERT),
+    "megatron-bert": transformers.MegatronBertConfig(**SMALL_BERT),
+}
+CLASSES = {
+    "GPT2LMHeadModel": "gpt2",
+    "LlamaForCausalLM": "llama",
+    "BertForPreTraining": "bert",
+    "BertForMaskedLM": "bert",
+    "MegatronBertForPreTraining": "megatron-bert",
+    "MegatronBertForMaskedLM": "megatron-bert",
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_import_and_export_give_every_tensor_back(name, exported, tmp_path):
+    """Bit by bit, from files in several shards to others, with the tokenizer and the special ids."""
+    torch.manual_seed(5)
+    config = copy.deepcopy(THEIRS[CLASSES[name]])
+    config.vocab_size, config.bos_token_id, config.eos_token_id = 900, 3, 2
+    original = getattr(transformers, name)(config)
+    for parameter in original.parameters():
+        parameter.data.normal_()
+    original.save_pretrained(tmp_path / "theirs", max_shard_size="50KB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").is_file()
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(exported / "gpt" / file, tmp_path / "theirs" / file)
+    import_hf(tmp_path / "theirs", tmp_path / "run")
+    export_hf.export(tmp_path / "run", tmp_path / "back", "50KB")
+    assert (tmp_path / "back" / "model.safetensors.index.json").is_file()
+    back = getattr(transformers, name).from_pretrained(tmp_path / "back")
+    wanted, found = original.state_dict(), back.state_dict()
+    assert wanted.keys() == found.keys()
+    for key, tensor in wanted.items():
+        assert torch.equal(found[key], tensor), key
+    assert AutoTokenizer.from_pretrained(tmp_path / "back")("a return")["input_ids"]
+
+
+def test_the_model_card_tells_what_is_known(runs, exported, tmp_path):
+    text = (exported / "llama" / "README.md").read_text()
+    _, header, body = text.split("---\n", 2)
+    assert yaml.safe_load(header)["pipeline_tag"] == "text-generation"
+    assert (
+        "| num_query_groups | 1 |" in body
+        and "LlamaForCausalLM and of our model differ by" in body.replace("Logits", "logits")
+    )
+    assert "tokens" not in body and "loss" not in body  # an imported model: nobody knows
+    trained = tmp_path / "run"
+    shutil.copytree(runs / "gpt", trained)
+    rows = [{"step": 0, "loss": 9.5, "consumed_tokens": 4096}, {"step": 1, "loss": 8.0, "consumed_tokens": 1}]
+    (trained / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 0, "lo'
+    )
+    export_hf.export(trained, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| tokens | 4,096 |" in card and "| loss | 9.5000 |" in card
+
+
+def tampered(exported, directory, change):
+    """An exported BERT whose weights lie in a pickle, changed."""
+    shutil.copytree(exported / "bert", directory)
+    state = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    change(state)
+    torch.save(state, directory / "pytorch_model.bin")
+    return directory
+
+
+class Payload:
+    def __reduce__(self):
+        return os.mkdir, ("payload-ran",)
+
+
+def test_pickled_weights_load_but_never_run_code(exported, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    import_hf(tampered(exported, tmp_path / "plain", lambda state: None), tmp_path / "run")
+    bad = tampered(exported, tmp_path / "bad", lambda state: state.update(extra=Payload()))
+    with pytest.raises(ConfigError, match="cannot load the weights"):
+        import_hf(bad, tmp_path / "other")
+    assert not (tmp_path / "payload-ran").exists()
+
+
+def test_code_beside_the_weights_is_never_run(exported, tmp_path):
+    custom = tmp_path / "custom"
+    shutil.copytree(exported / "bert", custom)
+    config = json.loads((custom / "config.json").read_text())
+    config |= {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (custom / "config.json").write_text(json.dumps(config))
+    (custom / "mine.py").write_text(f"import os; os.mkdir({str(tmp_path / 'payload-ran')!r})")
+    with pytest.raises(ConfigError, match="not a Hugging Face model directory"):
+        import_hf(custom, tmp_path / "run")
+    assert not (tmp_path / "payload-ran").exists()
+
+
+def test_half_a_download_is_refused(exported, tmp_path):
+    lost = tampered(
+        exported, tmp_path / "lost", lambda state: state.pop("bert.encoder.layer.1.output.dense.weight")
+    )
+    with pytest.raises(ConfigError, match="have no bert.encoder.layer.1.output.dense.weight"):
+        import_hf(lost, tmp_path / "run")
+    told = import_hf(
+        tampered(exported, tmp_path / "more", lambda state: state.update({"qa.weight": torch.ones(1)})),
+        tmp_path / "run",
+    )
+    assert any("no part of BertForPreTraining, so left out: qa" in line for line in told)
 
 
 def test_import_refuses_what_is_no_model_and_a_run_with_checkpoints(runs, exported, tmp_path):

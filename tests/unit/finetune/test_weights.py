@@ -8,10 +8,11 @@ import pytest
 import torch
 import transformers
 
+from finetune.compare import largest_difference
 from finetune.hf_config import model_section
+from finetune.kinds import Architecture, build, kind_of
 from finetune.single_rank import single_rank
-from finetune.source import Architecture, kind_of, largest_difference
-from finetune.weights import from_hf, merge_heads, split_heads, to_hf
+from finetune.weights import from_hf, merge_qkv, split_qkv, to_hf
 from pretrain.checkpoint import load_parameters
 from pretrain.config import ConfigError
 from pretrain.config.model import BertModelConfig, GPTModelConfig
@@ -28,7 +29,39 @@ SIZES = {
 GPT = Architecture(GPTModelConfig(kind="gpt", **SIZES))
 BERT = Architecture(BertModelConfig(kind="bert", **SIZES))
 CLASSIFIER = dataclasses.replace(BERT, labels=("bad", "good", "other"))
-ALL = pytest.mark.parametrize("of", [GPT, BERT, CLASSIFIER], ids=["gpt", "bert", "classifier"])
+LLAMA_STYLE = {
+    "position_embedding_type": "rope",
+    "normalization": "RMSNorm",
+    "swiglu": True,
+    "num_attention_heads": 4,
+    "num_query_groups": 2,
+    "add_bias_linear": False,
+    "untie_embeddings_and_output_weights": True,
+    "hidden_dropout": 0.0,
+}
+
+
+def changed(of, **changes):
+    return dataclasses.replace(of, model=type(of.model)(**of.model.model_dump() | changes))
+
+
+LLAMA = changed(GPT, **LLAMA_STYLE)
+ARCHITECTURES = {
+    "gpt": GPT,
+    "gpt-untied": changed(GPT, untie_embeddings_and_output_weights=True),
+    "llama": LLAMA,
+    "llama-tied-biased-ungrouped": changed(
+        LLAMA, untie_embeddings_and_output_weights=False, add_bias_linear=True, num_query_groups=None
+    ),
+    "llama-3.1": changed(LLAMA, rotary_base=500000.0, rope_scaling_factor=8.0, num_query_groups=1),
+    "bert": BERT,
+    "bert-mlm": changed(BERT, add_binary_head=False),
+    "megatron-bert": changed(BERT, norm_position="pre"),
+    "megatron-bert-mlm": changed(BERT, norm_position="pre", add_binary_head=False),
+    "classifier": CLASSIFIER,
+    "megatron-bert-classifier": changed(CLASSIFIER, norm_position="pre"),
+}
+ALL = pytest.mark.parametrize("of", ARCHITECTURES.values(), ids=ARCHITECTURES)
 TOLERANCE = 1e-4
 
 
@@ -48,7 +81,7 @@ def randomized(model):
 
 
 def our_model(of):
-    return randomized(kind_of(of).build(of))
+    return randomized(build(of))
 
 
 def their_model(of):
@@ -70,7 +103,7 @@ def converted_to_theirs(of, ours):
 
 
 def converted_to_ours(of, theirs, topology):
-    ours = kind_of(of).build(of)
+    ours = build(of)
     load_parameters(ours, from_hf(kind_of(of).links(of.model), theirs.state_dict()), topology)
     return ours.eval()
 
@@ -149,22 +182,35 @@ def test_the_classification_loss_is_theirs(topology):
 
 @ALL
 def test_the_configuration_survives_the_round_trip(of):
-    assert model_section(kind_of(of).hf_config(of), "test") == of.model
+    config = kind_of(of).hf_config(of)
+    config.architectures = [kind_of(of).hf_class]
+    assert model_section(config, "test") == of.model
 
 
 def test_heads_are_interleaved():
+    model = BERT.model.model_copy(update={"hidden_size": 4, "num_attention_heads": 2})
     fused = torch.arange(12)  # 2 heads of size 2: q0 q0 k0 k0 v0 v0 q1 q1 k1 k1 v1 v1
-    query, key, value = split_heads(fused, 2)
+    query, key, value = split_qkv(fused, model)
     assert (
         query.tolist() == [0, 1, 6, 7] and key.tolist() == [2, 3, 8, 9] and value.tolist() == [4, 5, 10, 11]
     )
-    assert torch.equal(merge_heads((query, key, value), 2), fused)
+    assert torch.equal(merge_qkv((query, key, value), model), fused)
 
 
-def test_pre_norm_bert_is_refused_with_the_reason():
-    model = BertModelConfig(kind="bert", norm_position="pre", **SIZES)
-    with pytest.raises(ConfigError, match="norm_position: pre has no counterpart"):
-        kind_of(BERT).links(model)
+def test_query_groups_stand_with_their_key_and_value():
+    model = LLAMA.model.model_copy(update={"hidden_size": 4})
+    fused = torch.arange(8)  # 4 heads of size 1 in 2 groups: q0 q1 k0 v0 q2 q3 k1 v1
+    query, key, value = split_qkv(fused, model)
+    assert query.tolist() == [0, 1, 4, 5] and key.tolist() == [2, 6] and value.tolist() == [3, 7]
+    assert torch.equal(merge_qkv((query, key, value), model), fused)
+
+
+def test_a_gpt_between_the_styles_is_refused_with_the_reasons():
+    with pytest.raises(ConfigError) as error:
+        kind_of(changed(GPT, normalization="RMSNorm", add_bias_linear=False))
+    assert len(error.value.problems) == 2 and "normalization: RMSNorm" in error.value.problems[0]
+    with pytest.raises(ConfigError, match="swiglu: False has no counterpart in transformers' llama"):
+        kind_of(changed(LLAMA, swiglu=False))
 
 
 @pytest.mark.parametrize("change", ["missing", "unknown"])
@@ -183,5 +229,12 @@ def test_unsupported_variants_are_all_named():
     with pytest.raises(ConfigError) as error:
         model_section(config, "test")
     assert len(error.value.problems) == 2
-    with pytest.raises(ConfigError, match="llama"):
-        model_section(transformers.LlamaConfig(), "test")
+    llama = transformers.LlamaConfig(hidden_act="gelu", head_dim=3, mlp_bias=True)
+    with pytest.raises(ConfigError) as error:
+        model_section(llama, "test")
+    assert len(error.value.problems) == 3
+    yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(ConfigError, match="rope_parameters: .*yarn.* is not supported"):
+        model_section(transformers.LlamaConfig(rope_parameters=yarn), "test")
+    with pytest.raises(ConfigError, match="'t5' cannot be imported, only gpt2, llama, bert, megatron-bert"):
+        model_section(transformers.T5Config(), "test")
