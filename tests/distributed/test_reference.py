@@ -1,4 +1,4 @@
-"""Losses and all gradients against transformers with the same weights: the reference that is not ours."""
+"""Logits, losses and all gradients against transformers with the same weights: a reference not ours."""
 
 from __future__ import annotations
 
@@ -10,18 +10,28 @@ import pytest
 from tests.support.ranks import RankPool
 
 COMPARE = "tests.distributed.test_reference:compare"
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("gpt", {}),
+    "llama": ("llama", {}),
+    "llama-tied-biased": (
+        "llama",
+        {"untie_embeddings_and_output_weights": False, "add_bias_linear": True, "rope_scaling_factor": 8.0},
+    ),
+    "bert": ("bert", {}),
+    "bert-mlm": ("bert", {"add_binary_head": False}),
+    "megatron-bert": ("bert", {"norm_position": "pre"}),
+}
+"""By name: the kind of `tiny_config` and what differs in its model section."""
 
 
-def compare(kind: str, tp: int) -> dict[str, Any]:
-    """On one rank: our loss and merged gradients beside those of transformers' class (fp32, no dropout)."""
-    import numpy as np
+def compare(name: str, tp: int) -> dict[str, Any]:
+    """On one rank: our logits, losses and merged gradients beside those of transformers, in fp32."""
     import torch
     import torch.distributed as dist
-    import torch.nn.functional as F
-    from transformers import BertForPreTraining, GPT2LMHeadModel
+    import transformers
 
-    from finetune.hf_config import bert_config, gpt2_config
-    from finetune.weights import bert_pretraining_links, gpt_links, to_hf
+    from finetune.kinds import Architecture, kind_of
+    from finetune.weights import to_hf
     from pretrain.checkpoint.layout import parameter_layouts
     from pretrain.models import build_model
     from pretrain.parallel.rng import seed_initialization
@@ -30,7 +40,8 @@ def compare(kind: str, tp: int) -> dict[str, Any]:
     from tests.support.training import Layout, micro_batches, tiny_config
 
     topology = initialize_topology(tp)
-    config: Any = tiny_config(kind, Layout(tp))
+    kind, changes = MODELS[name]
+    config: Any = tiny_config(kind, Layout(tp), model=changes)
     seed_initialization(config.seed)
     model: Any = build_model(config)
     with torch.no_grad():  # fresh biases and norms are 0 and 1, which would hide errors in them
@@ -38,6 +49,8 @@ def compare(kind: str, tp: int) -> dict[str, Any]:
         for parameter in model.parameters():
             if not getattr(parameter, "tensor_model_parallel", False):
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.05)
+            elif parameter.ndim == 1:  # biases of column-parallel layers: any value, other on each rank
+                parameter.add_(torch.randn(parameter.shape) * 0.05 * (1 + topology.rank))
     layouts = parameter_layouts(model, tp)
 
     def merged(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -48,12 +61,9 @@ def compare(kind: str, tp: int) -> dict[str, Any]:
             whole[name] = layouts[name].merge(shards)
         return whole
 
-    links = gpt_links(config.model) if kind == "gpt" else bert_pretraining_links(config.model)
-    theirs: Any
-    if kind == "gpt":
-        theirs = GPT2LMHeadModel(gpt2_config(config.model))
-    else:
-        theirs = BertForPreTraining(bert_config(config.model))
+    reference = kind_of(Architecture(config.model))
+    links = reference.links(config.model)
+    theirs: Any = getattr(transformers, reference.hf_class)(reference.hf_config(Architecture(config.model)))
     theirs.load_state_dict(
         to_hf(links, merged({n: p.detach() for n, p in model.named_parameters()})), strict=False
     )
@@ -62,29 +72,67 @@ def compare(kind: str, tp: int) -> dict[str, Any]:
     batch = to_device(micro_batches(kind, 0, 0, 1)[3], torch.device("cpu"))
     sums = model(**batch)
     counts = model.target_counts(batch)
-    ours = sum(sums[name] / counts[name] for name in sums)
-    ours.backward()
-    if kind == "gpt":
-        logits = theirs(batch["tokens"]).logits
-        losses = F.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
-        loss = (losses * batch["loss_mask"]).sum() / batch["loss_mask"].sum()
-    else:
-        labels = torch.full_like(batch["tokens"], -100)
-        labels.view(-1)[batch["masked_positions"]] = batch["masked_labels"]
-        loss = theirs(
-            batch["tokens"],
-            attention_mask=batch["padding_mask"].long(),
-            token_type_ids=batch["token_types"],
-            labels=labels,
-            next_sentence_label=batch["next_sentence_labels"],
-        ).loss
-    loss.backward()
+    losses = {key: sums[key] / counts[key] for key in sums}
+    sum(losses.values()).backward()
+    logits, expected = _bert(theirs, batch) if kind == "bert" else _gpt(theirs, batch)
+    sum(expected.values()).backward()
+    with torch.no_grad():
+        inputs = ("tokens", "token_types", "padding_mask")
+        ours = model(**{key: batch[key] for key in inputs if key in batch})
+    apart = 0.0
+    for key, want in logits.items():
+        got = ours[key] if key == "nsp_logits" else _whole_vocabulary(ours[key], topology)
+        apart = max(apart, float((got[..., : want.shape[-1]] - want).abs().max()))
     gradients = to_hf(links, merged({n: p.grad for n, p in model.named_parameters()}))
-    worst = {}
-    for name, parameter in theirs.named_parameters():
-        want, got = parameter.grad.numpy(), gradients[name].numpy()
-        worst[name] = float(np.abs(got - want).max() / np.abs(want).max())
-    return {"loss": float(ours.detach()), "reference": float(loss.detach()), "worst": worst}
+    worst = {
+        key: float((gradients[key] - p.grad).abs().max() / p.grad.abs().max())
+        for key, p in theirs.named_parameters()
+    }
+    return {
+        "losses": {key: float(loss.detach()) for key, loss in losses.items()},
+        "expected": {key: float(loss.detach()) for key, loss in expected.items()},
+        "logits": apart,
+        "worst": worst,
+    }
+
+
+def _whole_vocabulary(part: Any, topology: Any) -> Any:
+    import torch
+    import torch.distributed as dist
+
+    parts = [torch.empty_like(part) for _ in range(topology.tensor_model_parallel_size)]
+    dist.all_gather(parts, part.contiguous(), group=topology.tensor_model_parallel_group)
+    return torch.cat(parts, -1)
+
+
+def _gpt(theirs: Any, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Their logits and loss."""
+    import torch.nn.functional as F
+
+    logits = theirs(batch["tokens"]).logits
+    losses = F.cross_entropy(logits.transpose(1, 2), batch["labels"], reduction="none")
+    loss = (losses * batch["loss_mask"]).sum() / batch["loss_mask"].sum()
+    return {"logits": logits.detach()}, {"lm_loss": loss}
+
+
+def _bert(theirs: Any, batch: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Their logits and losses."""
+    import torch
+    import torch.nn.functional as F
+
+    out = theirs(
+        batch["tokens"], attention_mask=batch["padding_mask"].long(), token_type_ids=batch["token_types"]
+    )
+    binary = hasattr(out, "seq_relationship_logits")
+    logits = out.prediction_logits if binary else out.logits
+    labels = torch.full_like(batch["tokens"], -100)
+    labels.view(-1)[batch["masked_positions"]] = batch["masked_labels"]
+    losses = {"mlm_loss": F.cross_entropy(logits.transpose(1, 2), labels)}
+    shown = {"logits": logits.detach()}
+    if binary:
+        shown["nsp_logits"] = out.seq_relationship_logits.detach()
+        losses["nsp_loss"] = F.cross_entropy(out.seq_relationship_logits, batch["next_sentence_labels"])
+    return shown, losses
 
 
 @pytest.fixture(scope="module")
@@ -95,12 +143,14 @@ def pools() -> Iterator[dict[int, RankPool]]:
 
 @pytest.mark.distributed
 @pytest.mark.parametrize("tp", [1, 2])
-@pytest.mark.parametrize("kind", ["gpt", "bert"])
-def test_losses_and_gradients_equal_transformers(pools: dict[int, RankPool], kind: str, tp: int) -> None:
-    result = pools[tp].run(COMPARE, kind=kind, tp=tp)[0]
-    assert result["loss"] == pytest.approx(result["reference"], rel=1e-5)
+@pytest.mark.parametrize("name", MODELS)
+def test_losses_and_gradients_equal_transformers(pools: dict[int, RankPool], name: str, tp: int) -> None:
+    result = pools[tp].run(COMPARE, name=name, tp=tp)[0]
+    assert result["losses"] == pytest.approx(result["expected"], rel=1e-5)
+    assert result["logits"] < 1e-4
     assert len(result["worst"]) > 20
-    # A key's bias shifts all scores of a query alike, so its true gradient is 0 and only rounding is left.
+    # A key's bias shifts all scores of a query alike, so its true gradient is 0 and only rounding is left
+    # (not so under rope, which turns it by position).
     wrong = {
         n: w for n, w in result["worst"].items() if w > 1e-3 and not n.endswith("attention.self.key.bias")
     }
