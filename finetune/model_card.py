@@ -12,7 +12,8 @@ from finetune.kinds import Kind
 from finetune.source import Source
 from pretrain.checkpoint import read_config
 from pretrain.checkpoint.manifest import read_manifest
-from pretrain.config.derive import padded_vocab_size, parameter_count
+from pretrain.config.derive import padding_parameters, parameter_count
+from pretrain.config.model import ModelConfig
 
 PIPELINES = {
     "CausalLM": "text-generation",
@@ -58,12 +59,15 @@ def write_model_card(source: Source, kind: Kind, name: str, comparison: str, dir
 
 def _architecture(source: Source) -> dict[str, Any]:
     model = source.architecture.model
-    padding = (padded_vocab_size(model) - model.vocab_size) * model.hidden_size
-    rows: dict[str, Any] = {"parameters (without padding)": f"{parameter_count(model) - padding:,}"}
+    rows: dict[str, Any] = {} if source.architecture.labels else {"parameters": _parameters(model)}
     rows |= {key: value for key, value in model.model_dump().items() if value is not None}
     if source.architecture.labels is not None:
         rows["labels"] = ", ".join(source.architecture.labels)
     return rows
+
+
+def _parameters(model: ModelConfig) -> str:
+    return f"{parameter_count(model) - padding_parameters(model):,}"
 
 
 def _training(checkpoint: Path) -> dict[str, Any]:

@@ -70,6 +70,16 @@ def parameter_count(model: ModelConfig) -> int:
     return total
 
 
+def padding_parameters(model: ModelConfig) -> int:
+    """How many of `parameter_count` are rows that only pad the vocabulary."""
+    each = model.hidden_size
+    if isinstance(model, BertModelConfig):
+        each += 1  # the bias of the masked-LM head
+    elif model.untie_embeddings_and_output_weights:
+        each *= 2
+    return (padded_vocab_size(model) - model.vocab_size) * each
+
+
 def _bert_parameters(model: BertModelConfig) -> int:
     """Embeddings of words, positions and two segments; one norm beside those of the layers; the heads."""
     h, vocab = model.hidden_size, padded_vocab_size(model)

@@ -10,7 +10,7 @@ import transformers
 
 from finetune.kinds import Architecture, kind_of
 from pretrain.config import load_config
-from pretrain.config.derive import padded_vocab_size, parameter_count
+from pretrain.config.derive import padding_parameters, parameter_count
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 
@@ -39,9 +39,7 @@ def counted(name: str):
     """The model section with the published vocabulary, and our count without padded rows."""
     vocab_size = PUBLISHED[name][1]
     model = load_config(CONFIGS / f"{name}.yaml", [f"model.vocab_size={vocab_size}"]).model
-    rows = model.hidden_size * (2 if getattr(model, "untie_embeddings_and_output_weights", False) else 1)
-    padding = padded_vocab_size(model) - vocab_size
-    return model, parameter_count(model) - padding * (rows + (model.kind == "bert"))  # BERT's output bias
+    return model, parameter_count(model) - padding_parameters(model)
 
 
 def test_every_shape_is_checked():
@@ -69,4 +67,4 @@ def test_the_count_of_transformers(name):
 def test_gpt2_small():
     """124,439,808 parameters: GPT-2's released file, GPT-3's smallest with half the positions."""
     model = counted("gpt/125m")[0].model_copy(update={"max_position_embeddings": 1024})
-    assert parameter_count(model) - (padded_vocab_size(model) - 50257) * 768 == 124_439_808
+    assert parameter_count(model) - padding_parameters(model) == 124_439_808
