@@ -22,13 +22,14 @@ DISTRIBUTED_TESTS := tests/distributed tests/integration
 # Test files side by side; not for tests that start ranks, which fill the machine by themselves.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
-.PHONY: help venv demo test test-slow test-slurm lint check format clean
+.PHONY: help venv demo bench test test-slow test-slurm lint check format clean
 
 help:
 	@echo "make demo              corpus -> pretraining -> finetuning -> export on this machine (DEMO_ARGS=--small: the shortest form)"
 	echo "make test              unit, architecture and the fast distributed tests (under 10 minutes)"
 	echo "make test-slow         the tests that make test leaves out (under 15 minutes)"
 	echo "make test-slurm        tests on a two-node SLURM cluster on this machine (root on Debian; else skipped)"
+	echo "make bench             the training step against its peers, on an idle machine (about 15 minutes on 2 cores)"
 	echo "make lint              format, lint, types, import rules"
 	echo "make check             lint, and all unit and architecture tests"
 	echo "make format            rewrite the sources in the project's format"
@@ -76,6 +77,11 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(UNIT_TESTS) $(DISTRIBUTED_TESTS)
+
+bench: $(STAMP)
+	@for work in gpt bert-128 bert-512; do $(BIN)/python -m benchmarks.training_step --work $$work; done
+	$(BIN)/python -m benchmarks.training_step --ranks
+	$(BIN)/python -m benchmarks.training.startup
 
 test-slurm: $(STAMP)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/slurm

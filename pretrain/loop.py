@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 
+from torch.profiler import record_function
+
 from pretrain.bad_steps import BadSteps
 from pretrain.config import exit_codes
 from pretrain.consent import Consent
 from pretrain.job import Job
 from pretrain.parallel.rng import seed_step
+from pretrain.profiling import StepProfile
 from pretrain.reporting import Reporter, open_metrics
 from pretrain.saving import Position, Saves, resume
 from pretrain.schedule import learning_rate
@@ -40,8 +43,11 @@ def _fit(job: Job, reporter: Reporter, bad_steps: BadSteps, position: Position) 
     consent = Consent(job.topology, bad_steps, partial(_wants_stop, job), lambda: False)
     if position.evaluation_due and not consent.stop_now():
         position.evaluation_due = not reporter.evaluation(position.step, consent.stop_now)
+    profile = StepProfile(job, reporter.say)
     while position.step < training.train_steps and not consent.stop and not job.is_finished_early:
-        micro_batches = next(job.stream)
+        profile.step_begins(position.step)
+        with record_function("phase: data"):
+            micro_batches = next(job.stream)
         seed_step(job.config.seed, position.step, job.topology)
         lr = learning_rate(job.config, position.step)
         position.step += 1
@@ -50,13 +56,15 @@ def _fit(job: Job, reporter: Reporter, bad_steps: BadSteps, position: Position) 
         if reason:
             saves.note_bad_step(position.step, reason)
         if reason or _due(position.step, training.log_interval, training.train_steps):
-            reporter.step(position.step, lr, result, bad_steps)
+            with record_function("phase: logging"):
+                reporter.step(position.step, lr, result, bad_steps)
         if bad_steps.must_roll_back:
             saves.roll_back(position)
         if job.evaluate and _due(position.step, training.eval_interval, training.train_steps):
             position.evaluation_due = not reporter.evaluation(position.step, consent.stop_now)
         if position.step % job.config.checkpoint.save_interval == 0 and not bad_steps.in_a_row:
             saves.save(position)
+    profile.finish(position.step)
     saves.finish(position)
     unfinished = position.step < training.train_steps and not job.is_finished_early
     if unfinished or position.evaluation_due:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 from pretrain.models import PretrainingModel
 from pretrain.parallel.topology import Topology
@@ -67,11 +68,14 @@ def train_step(
     engine.begin_step(len(batches))
     sums = dict.fromkeys(weights, torch.zeros((), device=engine.topology.device))
     for batch in batches:
-        parts = engine.forward(batch)
-        engine.backward(sum(weights[name] * parts[name] / counts[name] for name in weights))  # type: ignore[arg-type]
+        with record_function("phase: forward"):
+            parts = engine.forward(batch)
+        with record_function("phase: backward"):
+            engine.backward(sum(weights[name] * parts[name] / counts[name] for name in weights))  # type: ignore[arg-type]
         sums = {name: sums[name] + parts[name].detach().float() for name in weights}
     losses = _mean_losses(engine, sums, counts)
-    outcome = engine.step(lr) if accept(losses["loss"]) else engine.discard()
+    with record_function("phase: update"):
+        outcome = engine.step(lr) if accept(losses["loss"]) else engine.discard()
     return StepMetrics(losses, outcome.grad_norm, outcome.applied)
 
 

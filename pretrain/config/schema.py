@@ -97,6 +97,8 @@ class TrainingConfig(Section):
     time_limit_seconds: NonNegativeInt = 0
     """Wall-clock time of one attempt, after which it saves and stops with exit code 75; 0 for no limit. Leave
     time for a step and a save before the scheduler's own limit."""
+    profile_steps: NonNegativeInt = 0
+    """Optimizer steps to profile, from the third of an attempt on: a table by phase, a trace in run_dir."""
     recompute: Literal["none", "full"] = "none"
     """`full` recomputes each layer's activations in the backward pass to save memory."""
 

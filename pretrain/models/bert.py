@@ -22,7 +22,7 @@ from pretrain.config.derive import padded_vocab_size
 from pretrain.config.model import BertModelConfig
 from pretrain.models.norm import LayerNorm
 from pretrain.models.transformer import mlp_parts, self_attention_parts, transformer_config
-from pretrain.models.vocabulary import vocabulary_loss
+from pretrain.models.vocabulary import VocabularyLinear
 
 
 class BertEmbeddings(nn.Module):
@@ -137,10 +137,11 @@ class BertMaskedLMHead(nn.Module):
 
     def __init__(self, model: BertModelConfig, config: TransformerConfig) -> None:
         super().__init__()
+        self.vocab_size = model.vocab_size
         self.transform = linear(model.hidden_size, model.hidden_size, model.init_std)
         # Not one of ours: masked positions come from the whole sequence on every tensor-parallel rank.
         self.norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
-        self.output = tensor_parallel.ColumnParallelLinear(
+        self.output = VocabularyLinear(
             model.hidden_size,
             padded_vocab_size(model),
             config=config,
@@ -149,11 +150,15 @@ class BertMaskedLMHead(nn.Module):
             skip_weight_param_allocation=True,
         )
 
-    def forward(self, hidden: Tensor, word_embeddings: Tensor) -> Tensor:
-        """[M, H] hidden states to [M, V / TP] logits."""
-        logits: Tensor
-        logits, _ = self.output(self.norm(F.gelu(self.transform(hidden))), weight=word_embeddings)
-        return logits
+    def forward(self, hidden: Tensor, word_embeddings: Tensor, labels: Tensor | None = None) -> Tensor:
+        """[M, H] hidden states to [M, V / TP] logits, or with [M] labels to their summed loss."""
+        transformed = self.norm(F.gelu(self.transform(hidden)))
+        output: Tensor
+        if labels is None:
+            output, _ = self.output(transformed, weight=word_embeddings)
+        else:
+            output = self.output(transformed, self.vocab_size, labels=labels, weight=word_embeddings)
+        return output
 
 
 class BertForPreTraining(nn.Module):
@@ -196,8 +201,8 @@ class BertForPreTraining(nn.Module):
         if masked_positions is None or masked_labels is None:
             logits = self.mlm_head(by_sample, embedding).view(*tokens.shape, -1)
             return {"logits": logits} | ({} if nsp_logits is None else {"nsp_logits": nsp_logits})
-        logits = self.mlm_head(by_sample.index_select(0, masked_positions), embedding)
-        losses = {"mlm_loss": vocabulary_loss(logits, masked_labels, self.model_config.vocab_size).sum()}
+        masked = by_sample.index_select(0, masked_positions)
+        losses = {"mlm_loss": self.mlm_head(masked, embedding, masked_labels)}
         if nsp_logits is not None and next_sentence_labels is not None:
             losses["nsp_loss"] = F.cross_entropy(nsp_logits.float(), next_sentence_labels, reduction="sum")
         return losses

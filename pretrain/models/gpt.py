@@ -15,7 +15,7 @@ from pretrain.config.derive import padded_vocab_size
 from pretrain.config.model import GPTModelConfig
 from pretrain.models.rotary import RotaryAngles
 from pretrain.models.transformer import gpt_block_spec, gpt_style, transformer_config
-from pretrain.models.vocabulary import vocabulary_loss
+from pretrain.models.vocabulary import VocabularyLinear
 
 
 class GPT(GPTModel):  # type: ignore[misc]
@@ -32,6 +32,7 @@ class GPT(GPTModel):  # type: ignore[misc]
             share_embeddings_and_output_weights=not model.untie_embeddings_and_output_weights,
             position_embedding_type="none" if rope else "learned_absolute",  # rope is ours, see _preprocess
         )
+        self.output_layer.__class__ = VocabularyLinear  # GPTModel does not let its class be chosen
         self.model_config = model
         self.rotary_angles = RotaryAngles(model) if rope else None
 
@@ -63,8 +64,7 @@ class GPT(GPTModel):  # type: ignore[misc]
         mask = None if document_ids is None else document_mask(document_ids)
         if labels is None:
             return {"logits": super().forward(tokens, positions, mask)}
-        losses = super().forward(tokens, positions, mask, labels=labels)
-        return {"lm_loss": (losses if loss_mask is None else losses * loss_mask).sum()}
+        return {"lm_loss": super().forward(tokens, positions, mask, labels=labels, loss_mask=loss_mask)}
 
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, **_megatron: Any) -> tuple[Any, ...]:
         """Embeddings and rotary angles; called by GPTModel in place of its own, which needs CUDA for rope."""
@@ -72,10 +72,23 @@ class GPT(GPTModel):  # type: ignore[misc]
         angles = None if self.rotary_angles is None else self.rotary_angles(position_ids)
         return hidden, angles, None, None, None, None
 
-    def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """[B, S] losses from [S, B, V / TP] logits; called by GPTModel."""
-        losses = vocabulary_loss(logits, labels.transpose(0, 1).contiguous(), self.model_config.vocab_size)
-        return losses.transpose(0, 1)
+    def _postprocess(
+        self, hidden_states: Tensor, *, labels: Tensor | None, loss_mask: Tensor | None, **_megatron: Any
+    ) -> Tensor:
+        """[B, S, V / TP] logits, or the summed loss, of [S, B, H]; called by GPTModel in place of its own."""
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else None
+        if labels is None:
+            logits: Tensor = self.output_layer(hidden_states, weight=weight)[0]
+            return logits.transpose(0, 1).contiguous()
+        loss: Tensor = self.output_layer(
+            hidden_states,
+            self.model_config.vocab_size,
+            labels=labels.t(),
+            weight=weight,
+            loss_weights=None if loss_mask is None else loss_mask.t(),
+        )
+        return loss
 
     def loss_weights(self) -> dict[str, float]:
         """How the summed losses, each divided by its target count, add up to the training loss."""

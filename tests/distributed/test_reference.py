@@ -155,3 +155,39 @@ def test_losses_and_gradients_equal_transformers(pools: dict[int, RankPool], nam
         n: w for n, w in result["worst"].items() if w > 1e-3 and not n.endswith("attention.self.key.bias")
     }
     assert not wrong
+
+
+def padded_slice(tp: int) -> list[float]:
+    """On one rank: a vocabulary so small that the last rank's slice is all padding; loss and gradients."""
+    import torch
+    import torch.distributed as dist
+
+    from pretrain.models.vocabulary import VocabularySlice, vocabulary_loss
+    from pretrain.parallel.topology import initialize_topology
+
+    topology = initialize_topology(tp)
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(9, 4, generator=generator).requires_grad_()
+    whole = torch.randn(16, 4, generator=generator)
+    rows, rank = 16 // tp, topology.tensor_model_parallel_rank
+    weight = whole[rank * rows : (rank + 1) * rows].clone().requires_grad_()
+    part = VocabularySlice(
+        first=rank * rows,
+        real=max(0, min(rows, 7 - rank * rows)),
+        group=topology.tensor_model_parallel_group if tp > 1 else None,
+    )
+    loss = vocabulary_loss(hidden, (weight, None), torch.arange(9) % 7, None, part)
+    loss.backward()
+    shares = [torch.empty_like(hidden) for _ in range(tp)]
+    dist.all_gather(shares, hidden.grad)
+    pieces = [torch.empty_like(weight) for _ in range(tp)]
+    dist.all_gather(pieces, weight.grad)
+    return [loss.item(), *sum(shares).flatten().tolist(), *torch.cat(pieces).flatten().tolist()]
+
+
+@pytest.mark.distributed
+def test_a_rank_may_hold_nothing_but_padding(pools: dict[int, RankPool]) -> None:
+    split = pools[2].run("tests.distributed.test_reference:padded_slice", tp=2)
+    (whole,) = pools[1].run("tests.distributed.test_reference:padded_slice", tp=1)
+    assert split[0] == split[1] == pytest.approx(whole, abs=1e-6)
+    assert len(whole) == 1 + 9 * 4 + 16 * 4

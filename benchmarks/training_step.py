@@ -1,0 +1,105 @@
+"""The training step against its peers: tokens a second, share of the machine's limit, memory.
+
+    python -m benchmarks.training_step                 # GPT, one rank
+    python -m benchmarks.training_step --work bert-128
+    python -m benchmarks.training_step --ranks         # GPT on two ranks beside one with every core
+
+Every candidate is a process of its own with the same number of threads in all. They take turns: each runs a
+round of steps while the others wait, and the next repeat begins again with the first, so that a busy machine
+hits all alike. Look at the ratios. benchmarks/training/peers.py says what arithmetic each one does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+from typing import Any
+
+from benchmarks.machine import describe
+from benchmarks.training.candidate import CANDIDATES
+from benchmarks.training.processes import Candidate, measured_limits
+from benchmarks.training.work import WORKS, Work
+
+OURS = "headwater"
+
+
+def main() -> None:
+    """Measure and print markdown."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--work", choices=list(WORKS), default="gpt")
+    parser.add_argument("--ranks", action="store_true", help="layouts on two ranks instead of peers")
+    parser.add_argument("--only", nargs="+", choices=list(CANDIDATES), help="these candidates, beside ours")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=2, help="steps in a round")
+    arguments = parser.parse_args()
+    names = arguments.only or default_names(arguments.work, arguments.ranks)
+    work = WORKS[arguments.work]
+    limits = measured_limits(arguments.work)
+    answers = take_turns(arguments.work, names, arguments.repeats, arguments.steps)
+    print(report(work, answers, limits, arguments.steps))
+
+
+def default_names(work: str, ranks: bool) -> list[str]:
+    """The candidates of a table."""
+    if ranks:
+        return [name for name in CANDIDATES if name.endswith("2")] + [OURS]
+    chosen = [name for name in CANDIDATES if not name.endswith("2")]
+    if work.startswith("bert"):
+        chosen = [name for name in chosen if not name.startswith(("torch", "megatron"))]
+    return chosen
+
+
+def take_turns(work: str, names: list[str], repeats: int, steps: int) -> dict[str, list[dict[str, Any]]]:
+    """A round of each in turn, `repeats` times, after one round that warms up (and compiles)."""
+    answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with contextlib.ExitStack() as stack:
+        candidates = []
+        for name in names:  # one after the other: starting and compiling take all cores
+            candidate = stack.enter_context(Candidate(work, name))
+            candidate.round(max(2, steps))
+            candidates.append(candidate)
+        for _ in range(repeats):
+            for candidate in candidates:
+                answers[candidate.name].append(candidate.round(steps))
+    return answers
+
+
+def report(work: Work, answers: dict[str, list[dict[str, Any]]], limits: dict[str, float], steps: int) -> str:
+    """The table, and what it was measured on."""
+    repeats = len(next(iter(answers.values())))
+    lines = [
+        f"### {work.kind}, sequences of {work.seq_length}, batch {work.batch_size}",
+        "",
+        f"{work.num_layers} layers, hidden {work.hidden_size}, vocabulary {work.vocab_size:,}; {describe()}. "
+        f"{repeats} repeats of {steps} steps. Matrix products at the step's shapes: "
+        f"{limits['bf16'] / 1e9:.0f} GFLOP/s in bf16, {limits['fp32'] / 1e9:.0f} in fp32 (2048 square in "
+        f"bf16: {limits['bf16_square'] / 1e9:.0f}); memory copy {limits['copy'] / 1e9:.1f} GB/s; a step has "
+        f"{limits['flops'] / 1e9:.0f} GFLOP.",
+        "",
+        "| | tokens/s, median | least to most | ours / this | % of limit | peak MB | above imports |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return "\n".join(lines + [row(name, work, answers, limits) for name in answers])
+
+
+def row(name: str, work: Work, answers: dict[str, list[dict[str, Any]]], limits: dict[str, float]) -> str:
+    """One candidate's line; its ratio is the median over rounds that stood side by side."""
+    rounds, tokens = answers[name], work.batch_size * work.seq_length
+    seconds = [answer["seconds"] for answer in rounds]
+    middle, ratio = statistics.median(seconds), "-"
+    if OURS in answers:
+        pairs = zip(rounds, answers[OURS], strict=True)
+        ratio = f"{statistics.median(them['seconds'] / we['seconds'] for them, we in pairs):.2f}"
+    share = limits["flops"] / middle / limits["bf16"]
+    peak, above = rounds[-1]["peak_rss"], rounds[-1]["peak_rss"] - rounds[-1]["base_rss"]
+    return (
+        f"| {name} | {tokens / middle:,.0f} | {tokens / max(seconds):,.0f} to {tokens / min(seconds):,.0f} "
+        f"| {ratio} | {100 * share:.0f} % | {peak / 1e6:,.0f} | {above / 1e6:,.0f} |"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""The fused projection and loss against torch's own, in one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from megatron.core import tensor_parallel
+from torch import Tensor
+
+from pretrain.models import vocabulary
+from pretrain.models.vocabulary import VocabularySlice, vocabulary_loss
+
+POSITIONS, HIDDEN, PADDED, REAL = 37, 16, 128, 100
+WHOLE = VocabularySlice(real=REAL)
+
+
+def inputs(dtype: torch.dtype, width: float = 1.0) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """hidden, weight, bias, labels and loss weights (a third of them 0)."""
+    generator = torch.Generator().manual_seed(5)
+    hidden, weight, bias = (
+        (torch.randn(*shape, generator=generator) * width).to(dtype).requires_grad_()
+        for shape in ((POSITIONS, HIDDEN), (PADDED, HIDDEN), (PADDED,))
+    )
+    labels = torch.randint(0, REAL, (POSITIONS,), generator=generator)
+    loss_weights = torch.rand(POSITIONS, generator=generator) * (torch.arange(POSITIONS) % 3 > 0)
+    return hidden, weight, bias, labels, loss_weights
+
+
+def reference(
+    hidden: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, loss_weights: Tensor, factor: float
+) -> list[Tensor]:
+    """Loss and the three gradients in fp64."""
+    leaves = [x.detach().double().requires_grad_() for x in (hidden, weight, bias)]
+    logits = F.linear(*leaves)[:, :REAL]
+    loss = (F.cross_entropy(logits, labels, reduction="none") * loss_weights).sum()
+    (loss * factor).backward()
+    return [loss.detach(), *(x.grad for x in leaves if x.grad is not None)]
+
+
+@pytest.mark.parametrize("chunk_rows", [POSITIONS, 5, 1])
+@pytest.mark.parametrize("block_rows", [POSITIONS, 3])
+def test_fp32_equals_torch(monkeypatch: pytest.MonkeyPatch, chunk_rows: int, block_rows: int) -> None:
+    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", chunk_rows * PADDED)
+    monkeypatch.setattr(vocabulary, "_CPU_BLOCK_ELEMENTS", block_rows * PADDED)
+    hidden, weight, bias, labels, loss_weights = inputs(torch.float32)
+    want = reference(hidden, weight, bias, labels, loss_weights, factor=0.3)
+    loss = vocabulary_loss(hidden, (weight, bias), labels, loss_weights, WHOLE)
+    (loss * 0.3).backward()
+    for got, expected in zip((loss, hidden.grad, weight.grad, bias.grad), want, strict=True):
+        assert got is not None
+        torch.testing.assert_close(got.double(), expected, rtol=1e-6, atol=1e-6)
+    assert weight.grad is not None and not weight.grad[REAL:].any()
+
+
+def test_without_weights_and_bias_all_positions_count() -> None:
+    hidden, weight, _, labels, _ = inputs(torch.float32)
+    loss = vocabulary_loss(hidden.view(1, POSITIONS, HIDDEN), (weight, None), labels[None], None, WHOLE)
+    torch.testing.assert_close(
+        loss, F.cross_entropy((hidden @ weight.t())[:, :REAL], labels, reduction="sum")
+    )
+
+
+def test_positions_of_weight_0_are_not_projected(monkeypatch: pytest.MonkeyPatch) -> None:
+    projected = []
+    monkeypatch.setattr(
+        vocabulary.F, "linear", lambda x, *a, linear=F.linear: projected.append(len(x)) or linear(x, *a)
+    )
+    hidden, weight, bias, labels, loss_weights = inputs(torch.float32)
+    vocabulary_loss(hidden, (weight, bias), labels, loss_weights, WHOLE)
+    assert projected == [int((loss_weights > 0).sum())]
+
+
+def test_nothing_to_predict_gives_0_and_zero_gradients() -> None:
+    hidden, weight, bias, labels, _ = inputs(torch.float32)
+    loss = vocabulary_loss(hidden, (weight, bias), labels, torch.zeros(POSITIONS), WHOLE)
+    loss.backward()
+    assert loss.item() == 0.0
+    for gradient in (hidden.grad, weight.grad, bias.grad):
+        assert gradient is not None and not gradient.any()
+
+
+def test_no_gradients_are_made_in_evaluation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("gradients without use")
+
+    monkeypatch.setattr(vocabulary, "_logits_to_gradient", refuse)
+    hidden, weight, bias, labels, loss_weights = inputs(torch.float32)
+    with torch.no_grad():
+        loss = vocabulary_loss(hidden, (weight, bias), labels, loss_weights, WHOLE)
+    want = reference(hidden, weight, bias, labels, loss_weights, factor=1.0)[0]
+    torch.testing.assert_close(loss.double(), want, rtol=1e-6, atol=0.0)
+
+
+@pytest.mark.parametrize("chunk_rows", [POSITIONS, 5])
+def test_bf16_is_as_accurate_as_megatron_core(
+    monkeypatch: pytest.MonkeyPatch, chunk_rows: int, lone_group: None
+) -> None:
+    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", chunk_rows * PADDED)
+    hidden, weight, bias, labels, loss_weights = inputs(torch.bfloat16)
+    want = reference(hidden, weight, bias, labels, loss_weights, factor=0.3)
+
+    def errors(loss: Tensor) -> list[float]:
+        (loss * 0.3).backward()
+        found = [loss.detach(), *(x.grad for x in (hidden, weight, bias))]
+        hidden.grad = weight.grad = bias.grad = None
+        return [float((g.double() - w).norm() / w.norm()) for g, w in zip(found, want, strict=True)]
+
+    ours = errors(vocabulary_loss(hidden, (weight, bias), labels, loss_weights, WHOLE))
+    logits = F.linear(hidden, weight, bias).clone()
+    logits[:, REAL:] = torch.finfo(logits.dtype).min
+    theirs = errors((tensor_parallel.vocab_parallel_cross_entropy(logits, labels) * loss_weights).sum())
+    for mine, other in zip(ours, theirs, strict=True):
+        assert mine <= 1.1 * other + 1e-6
+
+
+@pytest.fixture
+def lone_group() -> object:
+    """Process groups of one rank, which megatron-core's loss asks for."""
+    from pretrain.parallel.topology import initialize_topology, leave_process_group
+
+    initialize_topology(1)
+    yield
+    leave_process_group()
