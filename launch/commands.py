@@ -10,18 +10,19 @@ from pathlib import Path
 
 from launch import local, manage, submit
 from launch.arguments import add_run_arguments, positive_int
-from launch.check_data import data_findings
 from launch.cluster import LocalClusterConfig, load_cluster
+from launch.jobs import load_job
 from launch.machine import free_port, has_accelerator, usable_cores
 from launch.plan import LaunchPlan, rank_environment
 from launch.record import LaunchRecord, write_record
-from pretrain.config import ConfigError, load_config
+from pretrain.config import ConfigError
 from pretrain.config.identity import check_run_directory, lock_run_directory
 
 LOCAL_EXAMPLES = """examples:
   headwater launch local --nproc 2 --config configs/gpt/tiny.yaml
   headwater launch local --nproc 4 --config configs/gpt/tiny.yaml --set parallel.tensor_model_parallel_size=2
   headwater launch local --nproc 2 --config configs/bert/tiny.yaml --dry-run
+  headwater launch local --nproc 2 --config configs/finetune/classification.yaml
 
 Running the same command again resumes from the newest checkpoint in run_dir. Ctrl-C, SIGTERM and SIGUSR1
 save a checkpoint and stop (exit code 75); a second Ctrl-C ends the ranks at once.
@@ -48,11 +49,11 @@ def main(argv: Sequence[str]) -> int:
 
 def _local(args: argparse.Namespace, argv: Sequence[str]) -> int:
     nproc, env = _local_size(args)
-    config = load_config(args.config, args.overrides, world_size=nproc)
+    job = load_job(args.config, args.overrides, nproc)
+    config = job.config
     check_run_directory(config)
-    wrong = [finding.text for finding in data_findings(config) if finding.level == "error"]
-    if wrong and not args.dry_run:  # a login node may plan a run whose data is mounted elsewhere
-        raise ConfigError(wrong, source=str(args.config))
+    if job.data_problems and not args.dry_run:  # a login node may plan a run whose data is mounted elsewhere
+        raise ConfigError(job.data_problems, source=str(args.config))
     shared = rank_environment(
         {**os.environ, **env}, cores=usable_cores(), ranks_per_host=nproc, has_accelerator=has_accelerator()
     )
@@ -65,6 +66,7 @@ def _local(args: argparse.Namespace, argv: Sequence[str]) -> int:
         ranks_per_host=nproc,
         master_port=args.master_port or free_port(),
         env={**env, **shared},
+        module=job.module,
     )
     if args.dry_run:
         for rank in plan.ranks:

@@ -1,0 +1,98 @@
+"""Finetuning: the same scores on every layout, from checkpoints of any other, and through the launcher."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from finetune.train import main as finetune_alone
+from tests.support.ranks import RankPool
+from tests.support.runs import HEADWATER, run
+from tests.unit.finetune.conftest import train
+from tests.unit.finetune.test_conversion import architecture, write_run
+from tests.unit.finetune.test_finetune_run import own_process  # noqa: F401 (autouse)
+from tests.unit.finetune.test_task_runs import write_config
+
+pytestmark = pytest.mark.distributed
+
+LAYOUTS = [(1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 3)]
+"""tensor_model_parallel_size and zero_stage on two ranks."""
+
+SHORT = ["training.train_steps=12", "schedule.kind=linear", "optimizer.layer_lr_decay=0.8"]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    tokenizer = train(root, "unigram", 900)
+    for kind in ("bert", "gpt"):
+        of = architecture(kind, 900)
+        still = of.model.model_copy(update={"hidden_dropout": 0.0, "attention_dropout": 0.0})
+        write_run(root / kind, type(of)(still, of.labels), tokenizer)
+    return root
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with RankPool(2) as ranks:
+        yield ranks
+
+
+def alone(config, run_dir):
+    words = [word for text in (*SHORT, f"run_dir={run_dir}") for word in ("--set", text)]
+    assert finetune_alone(["--config", str(config), *words]) == 0
+    return json.loads((run_dir / "results.json").read_text())
+
+
+def scores(results):
+    return {name: value for name, value in results.items() if isinstance(value, float)}
+
+
+@pytest.mark.parametrize("kind", ["classification", "tagging", "question_answering", "sft"])
+def test_every_layout_has_the_scores_of_one_rank(kind, models, pool, tmp_path):
+    config = write_config(tmp_path, models, kind)
+    extra = ["task.stride=4"] if kind == "question_answering" else []
+    one = tmp_path / "one"
+    words = [word for text in (*SHORT, *extra, f"run_dir={one}") for word in ("--set", text)]
+    assert finetune_alone(["--config", str(config), *words]) == 0
+    wanted = scores(json.loads((one / "results.json").read_text()))
+    for tp, zero_stage in LAYOUTS:
+        run_dir = tmp_path / f"tp{tp}-zero{zero_stage}"
+        settings = [
+            *(*SHORT, *extra, f"run_dir={run_dir}"),
+            *(f"parallel.tensor_model_parallel_size={tp}", f"parallel.zero_stage={zero_stage}"),
+            "batch.micro_batch_size=4",
+        ]
+        for results in pool.run("tests.support.finetuning:finetune", config=str(config), overrides=settings):
+            assert scores(results) == pytest.approx(wanted, rel=2e-3), (tp, zero_stage)
+
+
+def test_a_checkpoint_of_another_layout_starts_and_goes_on(models, pool, tmp_path):
+    config = write_config(tmp_path, models, "classification")
+    first, second = tmp_path / "first", tmp_path / "second"
+    split = ["parallel.tensor_model_parallel_size=2", "parallel.zero_stage=3"]
+    pool.run(
+        "tests.support.finetuning:finetune",
+        config=str(config),
+        overrides=[*SHORT, *split, f"run_dir={first}"],
+    )
+    # Its weights, cut in two, are where another run on one rank starts from.
+    wanted = alone(config, tmp_path / "from-one")
+    words = [
+        word for text in (*SHORT, f"run_dir={second}", f"pretrained={first}") for word in ("--set", text)
+    ]
+    assert finetune_alone(["--config", str(config), *words]) == 0
+    assert json.loads((second / "results.json").read_text())["loss"] < wanted["loss"]
+
+
+@pytest.mark.slow
+def test_the_launcher_starts_finetuning_on_several_ranks(models, tmp_path):
+    config = write_config(tmp_path, models, "classification")
+    wanted = scores(alone(config, tmp_path / "alone"))
+    settings = [*SHORT, f"run_dir={tmp_path / 'launched'}", "batch.micro_batch_size=8"]
+    words = [word for text in settings for word in ("--set", text)]
+    output = run([*HEADWATER, "launch", "local", "--nproc", "2", "--config", str(config), *words])
+    assert "validation rows; see" in output
+    results = json.loads((tmp_path / "launched" / "results.json").read_text())
+    assert scores(results) == pytest.approx(wanted, rel=2e-3)
