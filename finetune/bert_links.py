@@ -49,3 +49,13 @@ def bert_pretraining_links(model: BertModelConfig) -> list[Link]:
 def bert_classification_links(model: BertModelConfig) -> list[Link]:
     """BertForSequence <-> ...ForSequenceClassification."""
     return [*bert_encoder_links(model), *both("head", "classifier", same)]
+
+
+def bert_token_links(model: BertModelConfig) -> list[Link]:
+    """BertForTokens <-> ...ForTokenClassification."""
+    return [*bert_encoder_links(model, pooler=False), *both("head", "classifier", same)]
+
+
+def bert_span_links(model: BertModelConfig) -> list[Link]:
+    """BertForSpans <-> ...ForQuestionAnswering."""
+    return [*bert_encoder_links(model, pooler=False), *both("head", "qa_outputs", same)]

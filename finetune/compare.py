@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune.errors import ConversionError
-from finetune.kinds import Architecture, build
+from finetune.kinds import Architecture, build, task_kind
 from finetune.single_rank import single_rank
 from pretrain.checkpoint import load_parameters
 
@@ -66,7 +66,13 @@ def largest_difference(ours: nn.Module, theirs: Any, of: Architecture) -> float:
     types = (positions >= length // 2).long()
     mine = ours(tokens, types, real)
     out = theirs(input_ids=tokens, token_type_ids=types, attention_mask=real.long())
-    if of.labels is not None:
+    kind = task_kind(of)
+    if kind == "question_answering":
+        ends = [out.start_logits[real], out.end_logits[real]]
+        return _difference([mine["logits"][real][:, 0], mine["logits"][real][:, 1]], ends)
+    if kind == "tagging":
+        return _difference([mine["logits"][real]], [out.logits[real]])
+    if kind is not None:
         return _difference([mine["logits"]], [out.logits])
     mlm = mine["logits"][..., :vocab_size][real]
     if "nsp_logits" not in mine:

@@ -3,26 +3,60 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.arguments import positive
+
 if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.sampling import SamplingOptions
+    from finetune.writing import Writer, WritingOptions
 
 EXAMPLES = """examples:
   headwater generate --checkpoint runs/gpt-tiny --prompt "Return the"
   headwater generate --checkpoint runs/gpt-tiny --prompt "Return the" --temperature 0.8 --top-p 0.95 --seed 7
+  headwater generate --checkpoint runs/gpt-tiny --prompts prompts.jsonl --out texts.jsonl --stop "."
+
+One --prompt is written to the terminal as it grows. --prompts is a table with a column `prompt`; each line of
+--out is its row with "text" added.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `headwater generate`; prints the prompt with its continuation and returns the exit code."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
+    if (arguments.prompts is None) != (arguments.out is None):
+        parser.error("--prompts and --out belong together")
     from finetune.sampling import SamplingOptions
+    from finetune.writing import WritingOptions
 
-    options = SamplingOptions(temperature=arguments.temperature, top_k=arguments.top_k, top_p=arguments.top_p)
-    print(generate(arguments.checkpoint, arguments.prompt, arguments.max_new_tokens, options, arguments.seed))
+    options = WritingOptions(
+        sampling=SamplingOptions(
+            temperature=arguments.temperature,
+            top_k=arguments.top_k,
+            top_p=arguments.top_p,
+            repetition_penalty=arguments.repetition_penalty,
+        ),
+        max_new_tokens=arguments.max_new_tokens,
+        stop=tuple(arguments.stop),
+        seed=arguments.seed,
+    )
+    if arguments.prompts is not None:
+        count = generate_all(
+            arguments.checkpoint, arguments.prompts, arguments.out, options, arguments.batch_size
+        )
+        print(f"{count} texts in {arguments.out}")
+        return 0
+    with open_writer(arguments.checkpoint) as writer:
+        print(arguments.prompt, end="", flush=True)
+        writer.continue_texts(
+            [arguments.prompt], options, lambda _number, piece: print(piece, end="", flush=True)
+        )
+    print()
     return 0
 
 
@@ -42,40 +76,64 @@ def generate(
         CheckpointError: No usable checkpoint.
         ConfigError: Not a GPT, or prompt and continuation do not fit into its context.
     """
-    import torch
+    from finetune.writing import WritingOptions
 
+    writing = WritingOptions(sampling=options, max_new_tokens=max_new_tokens, seed=seed)
+    with open_writer(checkpoint) as writer:
+        return prompt + writer.continue_texts([prompt], writing)[0]
+
+
+def generate_all(checkpoint: Path, prompts: Path, out: Path, options: WritingOptions, batch_size: int) -> int:
+    """Continue the prompts of a table, in batches; returns their number.
+
+    Raises:
+        CheckpointError, ConfigError, DataError: Naming what to change; `out` is complete or absent.
+    """
+    from tqdm import tqdm
+
+    from data_tools.publish import require_absent, write_file
+    from finetune.rows import read_records
+
+    require_absent(out)
+    records = list(read_records(prompts))
+    texts = [record.text("prompt", "the table of --prompts") for record in records]
+    lines: list[str] = []
+    with open_writer(checkpoint) as writer, tqdm(total=len(texts), unit="text", disable=None) as progress:
+        for first in range(0, len(texts), batch_size):
+            for text in writer.continue_texts(texts[first : first + batch_size], options):
+                row = {**records[len(lines)].fields, "text": text}
+                lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                progress.update()
+    write_file(out, "".join(lines).encode())
+    return len(lines)
+
+
+@contextmanager
+def open_writer(checkpoint: Path) -> Iterator[Writer]:
+    """A GPT ready to write, for as long as the block runs.
+
+    Raises:
+        CheckpointError: No usable checkpoint.
+        ConfigError: Not a GPT.
+    """
     from finetune.kinds import build
-    from finetune.sampling import continue_text
     from finetune.single_rank import single_rank
     from finetune.source import read_source
-    from finetune.text import encode_prompt, open_text_codec
+    from finetune.text import open_text_codec
+    from finetune.writing import Writer
     from pretrain.checkpoint import load_parameters
     from pretrain.config import ConfigError
 
     source = read_source(checkpoint)
-    model_config = source.architecture.model
-    if model_config.kind != "gpt":
-        raise ConfigError(f"{source.directory} is a {model_config.kind}; only a gpt can generate text")
-    codec = open_text_codec(source.directory)
-    tokens = encode_prompt(codec, prompt)
-    context = model_config.max_position_embeddings
-    if len(tokens) + max_new_tokens > context:
+    if source.architecture.model.kind != "gpt":
         raise ConfigError(
-            f"the prompt has {len(tokens)} tokens; with --max-new-tokens {max_new_tokens} that is longer "
-            f"than the model's context of {context}; shorten the prompt or generate less"
+            f"{source.directory} is a {source.architecture.model.kind}; only a gpt can generate text"
         )
-    with single_rank() as topology, torch.no_grad():
+    with single_rank() as topology:
         model = build(source.architecture)
         load_parameters(model, source.parameters, topology)
-        model.eval()
-
-        def next_token(sequence: torch.Tensor) -> torch.Tensor:
-            logits: torch.Tensor = model(sequence[None])["logits"][0, -1]
-            return logits[: model_config.vocab_size]  # the padded rows behind were never trained
-
-        generator = torch.Generator().manual_seed(seed)
-        new = list(continue_text(next_token, tokens, max_new_tokens, options, generator, codec.eod_id))
-    return prompt + codec.decode(new)
+        model.to(topology.device).eval()
+        yield Writer(model, open_text_codec(source.directory))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,8 +144,17 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint directory")
-    parser.add_argument("--prompt", required=True, help="text to continue")
-    parser.add_argument("--max-new-tokens", type=_positive, default=50, metavar="N", help="default: 50")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", help="text to continue")
+    prompt.add_argument("--prompts", type=Path, metavar="FILE", help="many, in jsonl, csv, tsv or parquet")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines for --prompts; must not exist")
+    parser.add_argument(
+        "--batch-size", type=positive, default=8, metavar="N", help="of --prompts; default: 8"
+    )
+    parser.add_argument("--max-new-tokens", type=positive, default=50, metavar="N", help="default: 50")
+    parser.add_argument(
+        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
     parser.add_argument(
         "--temperature", type=_not_negative, default=0.0, metavar="T", help="0 (default) is greedy"
     )
@@ -95,15 +162,11 @@ def _parser() -> argparse.ArgumentParser:
         "--top-k", type=_not_negative_int, default=0, metavar="K", help="0 (default): all tokens"
     )
     parser.add_argument("--top-p", type=_probability, default=1.0, metavar="P", help="default: 1, all tokens")
+    parser.add_argument(
+        "--repetition-penalty", type=_at_least_one, default=1.0, metavar="R", help="default: 1, none"
+    )
     parser.add_argument("--seed", type=int, default=0, help="default: 0")
     return parser
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 1")
-    return value
 
 
 def _not_negative_int(text: str) -> int:
@@ -117,6 +180,13 @@ def _not_negative(text: str) -> float:
     value = float(text)
     if not 0.0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{value} is not a number from 0 on")
+    return value
+
+
+def _at_least_one(text: str) -> float:
+    value = float(text)
+    if not 1.0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a number from 1 on")
     return value
 
 

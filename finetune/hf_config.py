@@ -99,16 +99,23 @@ def gpt_family(model: GPTModelConfig) -> Literal["gpt2", "llama"]:
     return nearest
 
 
-def bert_config(model: BertModelConfig, labels: list[str] | None = None) -> Any:
-    """BertConfig (post-norm) or MegatronBertConfig (pre-norm) of our BERT; with labels of a classifier."""
+def bert_config(
+    model: BertModelConfig, labels: list[str] | None = None, problem_type: str | None = None
+) -> Any:
+    """BertConfig (post-norm) or MegatronBertConfig (pre-norm) of our BERT.
+
+    Args:
+        model: Architecture.
+        labels: Names of the outputs of a model for a task.
+        problem_type: transformers' name for the loss of a sequence classifier.
+    """
     from transformers import BertConfig, MegatronBertConfig
 
-    named: dict[str, Any] = {}
+    named: dict[str, Any] = {} if problem_type is None else {"problem_type": problem_type}
     if labels is not None:
-        named = {
+        named |= {
             "id2label": dict(enumerate(labels)),
             "label2id": {label: i for i, label in enumerate(labels)},
-            "problem_type": "single_label_classification",
         }
     return (BertConfig if model.norm_position == "post" else MegatronBertConfig)(
         vocab_size=model.vocab_size,

@@ -12,8 +12,11 @@ from finetune.arguments import add_model_arguments
 
 if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.finetuned import Finetuned
+    from finetune.tasks.sft import Sft
 
 ROWS_AT_A_TIME = 1024
+LONGEST_RESPONSE = 256
+"""Tokens; `headwater generate` writes longer ones."""
 
 EXAMPLES = """examples:
   headwater predict --checkpoint runs/finetune-classification --input texts.jsonl --out answers.jsonl
@@ -77,8 +80,12 @@ def _answers(
     from tqdm import tqdm
 
     from finetune.evaluation import run_alone
+    from finetune.tasks.sft import Sft
 
     task = finetuned.task
+    if isinstance(task, Sft):
+        yield from _responses(finetuned, task, rows, batch_size)
+        return
     with tqdm(total=len(rows), unit="row", disable=None) as progress:
         for first in range(0, len(rows), ROWS_AT_A_TIME):
             part = rows[first : first + ROWS_AT_A_TIME]
@@ -86,4 +93,28 @@ def _answers(
             found = run_alone(finetuned.model, examples, batch_size).logits
             outputs = [found[number] for number in range(len(examples))]
             yield from zip(part, task.answers(outputs, examples, part, finetuned.labels), strict=True)
+            progress.update(len(part))
+
+
+def _responses(
+    finetuned: Finetuned, task: Sft, rows: Sequence[Any], batch_size: int
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Greedy responses to prompts, until the end of text or as long as the context allows."""
+    from tqdm import tqdm
+
+    from data_tools.errors import DataError
+    from finetune.writing import Writer, WritingOptions
+
+    writer = Writer(finetuned.model, finetuned.encoder.codec)
+    with tqdm(total=len(rows), unit="row", disable=None) as progress:
+        for first in range(0, len(rows), batch_size):
+            part = rows[first : first + batch_size]
+            prompts = [task.filled_template(row) for row in part]
+            rooms = [writer.context - len(writer.tokens_of(prompt)) for prompt in prompts]
+            if (room := min(rooms)) < 1:
+                where = part[rooms.index(room)].where
+                raise DataError(f"{where}: the prompt fills the model's context of {writer.context} tokens")
+            options = WritingOptions(max_new_tokens=min(room, LONGEST_RESPONSE))
+            texts = writer.continue_texts(prompts, options)
+            yield from zip(part, ({"response": text} for text in texts), strict=True)
             progress.update(len(part))

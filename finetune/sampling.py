@@ -1,8 +1,8 @@
-"""Choosing the next token from logits: pure functions, and the loop that writes a text with them."""
+"""Choosing the next token from logits: pure functions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,46 +19,28 @@ class SamplingOptions:
     """Only the k most probable tokens; 0 = all."""
     top_p: float = 1.0
     """Only the most probable tokens that reach this probability together (Holtzman et al., 2020)."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits of tokens that occurred, multiplies negative ones (Keskar et al., 2019)."""
 
 
-NextToken = Callable[[Tensor], Tensor]
-"""From all [S] tokens so far to the [V] logits after the last. Each call extends the tokens of the one
-before, so that a model with a key-value cache fits as well."""
-
-
-def continue_text(
-    next_token: NextToken,
-    prompt: list[int],
-    max_new_tokens: int,
-    options: SamplingOptions,
-    generator: torch.Generator,
-    stop_id: int | None,
-) -> Iterator[int]:
-    """Yield new tokens one by one, until `stop_id` (not yielded) or `max_new_tokens`.
-
-    Args:
-        next_token: The model.
-        prompt: At least one token.
-        max_new_tokens: At most so many.
-        options: How to choose.
-        generator: Source of randomness; not used when greedy.
-        stop_id: Ends the text; None never does.
-    """
-    tokens = torch.tensor(prompt)
-    for _ in range(max_new_tokens):
-        chosen = choose(next_token(tokens), options, generator)
-        if chosen == stop_id:
-            return
-        yield chosen
-        tokens = torch.cat([tokens, torch.tensor([chosen])])
-
-
-def choose(logits: Tensor, options: SamplingOptions, generator: torch.Generator) -> int:
-    """The next token from [V] logits."""
+def choose(
+    logits: Tensor, options: SamplingOptions, generator: torch.Generator, seen: Sequence[int] = ()
+) -> int:
+    """The next token from [V] logits, after the tokens in `seen`."""
+    logits = penalized(logits.float(), seen, options.repetition_penalty)
     if options.temperature == 0.0:
         return int(logits.argmax())
-    kept = keep_top_p(keep_top_k(logits.float() / options.temperature, options.top_k), options.top_p)
+    kept = keep_top_p(keep_top_k(logits / options.temperature, options.top_k), options.top_p)
     return int(torch.multinomial(kept.softmax(-1), 1, generator=generator))
+
+
+def penalized(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
+    """[V] logits with those of the tokens in `seen` made smaller."""
+    if penalty == 1.0 or not seen:
+        return logits
+    places = torch.tensor(sorted(set(seen)), device=logits.device)
+    values = logits[places]
+    return logits.scatter(0, places, torch.where(values < 0, values * penalty, values / penalty))
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,13 @@ from megatron.core.tensor_parallel import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
+
+
+class KeyValueStore(Protocol):
+    """Where earlier keys and values are kept (`pretrain.models.cache`)."""
+
+    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Append [S, B, G, D] keys and values; returns all of them, oldest first."""
 
 
 class SdpaCoreAttention(torch.nn.Module):
@@ -30,6 +37,7 @@ class SdpaCoreAttention(torch.nn.Module):
         super().__init__()
         self.causal = attn_mask_type == AttnMaskType.causal
         self.dropout = config.attention_dropout
+        self.cache: KeyValueStore | None = None
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_megatron: Any
@@ -41,11 +49,14 @@ class SdpaCoreAttention(torch.nn.Module):
             key: [S, B, G, D]; N / G neighbouring queries share one key and value.
             value: [S, B, G, D].
             attention_mask: [B, 1, 1, S] or [B, 1, S, S] bool, True = may be attended to; None = all, or
-                causal, by layer type. A mask stands alone: for a causal layer it must be causal itself.
+                causal, by layer type. A mask stands alone: for a causal layer it must be causal itself. With
+                a cache it is [B, 1, S, T] over all T tokens so far.
 
         Returns:
             [S, B, N * D], contiguous.
         """
+        if self.cache is not None:
+            key, value = self.cache.extend(key, value)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, S, D]
         dropout = self.dropout if self.training else 0.0
         if dropout > 0.0:

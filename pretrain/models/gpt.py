@@ -43,6 +43,7 @@ class GPT(GPTModel):  # type: ignore[misc]
         loss_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         document_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Predict each next token.
 
@@ -52,6 +53,8 @@ class GPT(GPTModel):  # type: ignore[misc]
             loss_mask: [B, S] float, weight of each position; None counts all.
             position_ids: [B, S] int, the position that each token gets; None counts from 0.
             document_ids: [B, S] int, tokens attend only to those with the same number; None to all before.
+            attention_mask: [B, 1, S, S] bool, or [B, 1, S, T] with a cache (`pretrain.models.cache`); in
+                place of document_ids.
 
         Returns:
             {"lm_loss": summed cross entropy, fp32 scalar}, or {"logits": [B, S, V / TP]} without labels.
@@ -61,7 +64,7 @@ class GPT(GPTModel):  # type: ignore[misc]
             if position_ids is None
             else position_ids.long()
         )
-        mask = None if document_ids is None else document_mask(document_ids)
+        mask = attention_mask if document_ids is None else document_mask(document_ids)
         if labels is None:
             return {"logits": super().forward(tokens, positions, mask)}
         return {"lm_loss": super().forward(tokens, positions, mask, labels=labels, loss_mask=loss_mask)}

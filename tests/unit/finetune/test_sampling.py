@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from finetune.sampling import SamplingOptions, choose, continue_text, keep_top_k, keep_top_p
+from finetune.sampling import SamplingOptions, choose, keep_top_k, keep_top_p, penalized
 
 GREEDY = SamplingOptions()
 LOGITS = torch.log(torch.tensor([0.1, 0.4, 0.2, 0.3]))
@@ -49,24 +49,13 @@ def test_greedy_takes_the_most_probable_and_sampling_follows_the_probabilities()
     assert {choose(LOGITS, cold, generator) for _ in range(50)} <= {1, 3}
 
 
-def test_the_same_seed_gives_the_same_text():
-    def text(seed):
-        generator = torch.Generator().manual_seed(seed)
-        options = SamplingOptions(temperature=1.0, top_k=3)
-        return list(continue_text(lambda tokens: LOGITS, [0], 30, options, generator, stop_id=9))
+def test_the_repetition_penalty_is_transformers():
+    from transformers import RepetitionPenaltyLogitsProcessor
 
-    assert text(1) == text(1) != text(2)
-    assert 0 not in text(1)  # the fourth most probable
-
-
-def test_it_stops_at_the_stop_token_or_the_limit_and_sees_what_it_wrote():
-    seen = []
-
-    def counting(tokens):
-        seen.append(tokens.tolist())
-        return torch.nn.functional.one_hot(tokens[-1] + 1, 10).float()
-
-    generator = torch.Generator()
-    assert list(continue_text(counting, [3], 20, GREEDY, generator, stop_id=7)) == [4, 5, 6]
-    assert seen == [[3], [3, 4], [3, 4, 5], [3, 4, 5, 6]]
-    assert list(continue_text(counting, [3], 2, GREEDY, generator, stop_id=7)) == [4, 5]
+    logits, seen = torch.randn(9, generator=torch.Generator().manual_seed(0)), [1, 4, 4, 7]
+    wanted = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([seen]), logits[None].clone())[0]
+    assert torch.equal(penalized(logits, seen, 1.7), wanted)
+    assert penalized(logits, [], 1.7) is logits
+    assert (
+        choose(torch.tensor([1.0, 0.9]), SamplingOptions(repetition_penalty=2.0), torch.Generator(), [0]) == 1
+    )

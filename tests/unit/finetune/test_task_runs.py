@@ -9,9 +9,11 @@ import random
 import pytest
 import torch
 import yaml
+from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
 
 from data_tools.errors import DataError
 from finetune import evaluate, predict, train
+from finetune.export_hf import export
 from finetune.source import read_source
 from pretrain.config import ConfigError
 from tests.unit.finetune.test_conversion import architecture, write_run
@@ -115,6 +117,10 @@ def test_a_task_learns_and_its_commands_agree(kind, models, tmp_path, capsys):
     assert results["n"] == 37
     if kind == "sft":
         assert results["perplexity"] < 1.5
+        prompts, answers = tmp_path / "validation.jsonl", tmp_path / "answers.jsonl"
+        assert predict.predict(tmp_path / "run", prompts, answers, 8) == 37
+        rows = [json.loads(line) for line in answers.read_text().splitlines()]
+        assert sum(row["prediction"]["response"] == row["response"] for row in rows) > 30
         return
     name, least = SCORE[kind]
     assert results[name] > least, results
@@ -146,10 +152,60 @@ def test_a_task_learns_and_its_commands_agree(kind, models, tmp_path, capsys):
     assert share >= 0.8
     if kind in ("classification", "multi_label"):
         assert share == pytest.approx(results[name])
+    check_export(kind, tmp_path / "run", rows, tmp_path / "exported")
     errors = (scores / "errors.jsonl").read_text().splitlines()
     wrong = round(37 * (1 - results[name]))
     if kind in ("classification", "multi_label"):
         assert len(errors) == wrong
+
+
+def check_export(kind, run_dir, rows, exported):
+    """The exported directory gives the same predictions with nothing but transformers."""
+    told = export(run_dir, exported)
+    assert any("differ by at most" in line for line in told)
+    predictions = [row["prediction"] for row in rows]
+    if kind == "question_answering":  # transformers 5 has no pipeline for it
+        model = AutoModelForQuestionAnswering.from_pretrained(exported)
+        tokenizer = AutoTokenizer.from_pretrained(exported)
+        for row, prediction in zip(rows[:8], predictions, strict=False):
+            encoded = tokenizer(
+                row["question"], row["context"], return_tensors="pt", return_offsets_mapping=True
+            )
+            spans = encoded.pop("offset_mapping")[0]
+            with torch.no_grad():
+                out = model(**encoded)
+            context = encoded["token_type_ids"][0].bool() & (spans[:, 1] > 0)
+            scores = out.start_logits[0][:, None] + out.end_logits[0][None, :]
+            allowed = (context[:, None] & context[None, :]).triu()
+            best = int(scores.masked_fill(~allowed, -torch.inf).argmax())
+            first, last = divmod(best, len(spans))
+            assert row["context"][spans[first, 0] : spans[last, 1]].strip() == prediction["answer"]
+        return
+    if kind == "tagging":
+        tag = pipeline("token-classification", model=str(exported), device="cpu", ignore_labels=[])
+        for row, prediction in zip(rows[:8], predictions, strict=False):
+            text, starts = " ".join(row["words"]), []
+            for word in row["words"]:
+                starts.append(text.index(word, starts[-1] + 1 if starts else 0))
+            pieces = tag(text)
+            for start, wanted, score in zip(starts, prediction["tags"], prediction["scores"], strict=True):
+                (piece,) = [p for p in pieces if p["start"] <= start < p["end"]]
+                assert (piece["entity"], piece["score"]) == (wanted, pytest.approx(score, abs=1e-4))
+        return
+    classify = pipeline("text-classification", model=str(exported), device="cpu", top_k=None)
+    for row, prediction in zip(rows[:8], predictions, strict=False):
+        text = {"text": row["text"], "text_pair": row["second"]} if kind == "classification" else row["text"]
+        found = {answer["label"]: answer["score"] for answer in classify([text])[0]}
+        if kind == "classification":
+            label = max(found, key=lambda name: found[name])
+            assert (label, found[label]) == (
+                prediction["label"],
+                pytest.approx(prediction["score"], abs=1e-4),
+            )
+        elif kind == "multi_label":
+            assert found == pytest.approx(prediction["scores"], abs=1e-4)
+        else:
+            assert found["LABEL_0"] == pytest.approx(prediction["value"], abs=1e-4)
 
 
 def test_the_best_checkpoint_is_kept_and_the_run_ends_early(models, tmp_path, capsys):

@@ -1,0 +1,174 @@
+"""Continuing several texts at once with a GPT, with a cache of keys and values.
+
+Prompts of different lengths are padded on the left; padding is never attended to, and positions count from
+the first real token, so that a text does not depend on what else is in its batch.
+
+Legend: B texts, P longest prompt, T tokens so far, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.sampling import SamplingOptions, choose
+from finetune.text import TextCodec
+from pretrain.config import ConfigError
+from pretrain.models.cache import cached_attention
+
+Told = Callable[[int, str], None]
+"""Gets the number of a text and its next piece, as soon as it is whole."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WritingOptions:
+    """How texts are continued."""
+
+    sampling: SamplingOptions = SamplingOptions()
+    max_new_tokens: int = 50
+    stop: tuple[str, ...] = ()
+    """A text ends before the first of these that it contains."""
+    seed: int = 0
+    """Of the choice of tokens; the n-th text of a batch has seed + n. Greedy needs none."""
+
+
+class Writer:
+    """A GPT with its tokenizer."""
+
+    def __init__(self, model: Any, codec: TextCodec) -> None:
+        """Wrap a whole model in evaluation mode."""
+        self._model, self._codec = model, codec
+        self._context = int(model.model_config.max_position_embeddings)
+        self._vocab_size = int(model.model_config.vocab_size)
+        self._device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def continue_texts(
+        self, prompts: Sequence[str], options: WritingOptions, told: Told = lambda _number, _piece: None
+    ) -> list[str]:
+        """The continuation of each prompt, without the prompt.
+
+        Args:
+            prompts: An empty one starts a new document.
+            options: How to continue.
+            told: Hears of each piece while it is written.
+
+        Raises:
+            ConfigError: A prompt with its continuation does not fit into the model's context.
+        """
+        tokens = [self._prompt_tokens(prompt, options.max_new_tokens) for prompt in prompts]
+        texts = [_Text(self._codec, prompt, options, number, told) for number, prompt in enumerate(tokens)]
+        longest = max(map(len, tokens))
+        pads = torch.tensor([longest - len(prompt) for prompt in tokens], device=self._device)
+        rows = [[self._filler] * (longest - len(prompt)) + prompt for prompt in tokens]
+        with cached_attention(self._model, longest + options.max_new_tokens):
+            logits = self._step(torch.tensor(rows, device=self._device), pads, first=0)
+            for count in range(options.max_new_tokens):
+                chosen = [text.add(row) for text, row in zip(texts, logits, strict=True)]
+                if all(text.finished for text in texts) or count + 1 == options.max_new_tokens:
+                    break
+                new = torch.tensor(chosen, device=self._device)[:, None]
+                logits = self._step(new, pads, first=longest + count)
+        return [text.end() for text in texts]
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a prompt and its continuation."""
+        return self._context
+
+    def tokens_of(self, prompt: str) -> list[int]:
+        """The prompt, or the end of a document, after which in training the next one begins."""
+        if prompt:
+            return [int(i) for i in self._codec.encode_batch([prompt])[0]]
+        if self._codec.eod_id is None:
+            raise ConfigError("this tokenizer has no end of text to begin after: give a --prompt")
+        return [self._codec.eod_id]
+
+    def _prompt_tokens(self, prompt: str, max_new_tokens: int) -> list[int]:
+        tokens = self.tokens_of(prompt)
+        if len(tokens) + max_new_tokens > self._context:
+            raise ConfigError(
+                f"the prompt has {len(tokens)} tokens; with --max-new-tokens {max_new_tokens} that is longer "
+                f"than the model's context of {self._context}; shorten the prompt or generate less"
+            )
+        return tokens
+
+    @property
+    def _filler(self) -> int:
+        return self._codec.eod_id or 0
+
+    def _step(self, new: Tensor, pads: Tensor, first: int) -> Tensor:
+        """[B, V] logits behind new tokens.
+
+        Args:
+            new: [B, S].
+            pads: [B] padding in front of each text.
+            first: Place of the first new token, padding counted.
+        """
+        places = torch.arange(first, first + new.shape[1], device=new.device)
+        earlier = torch.arange(first + new.shape[1], device=new.device)
+        causal = earlier[None, :] <= places[:, None]  # [S, T]
+        real = earlier[None, None, :] >= pads[:, None, None]
+        itself = earlier[None, :] == places[:, None]  # padding sees itself, for a softmax needs something
+        mask = (causal & real | itself)[:, None]  # [B, 1, S, T]
+        positions = (places[None, :] - pads[:, None]).clamp(min=0)
+        logits: Tensor = self._model(new, position_ids=positions, attention_mask=mask)["logits"]
+        return logits[:, -1, : self._vocab_size].float().cpu()  # the padded rows were never trained
+
+
+class _Text:
+    """One text while it grows."""
+
+    def __init__(
+        self, codec: TextCodec, prompt: list[int], options: WritingOptions, number: int, told: Told
+    ) -> None:
+        self.finished = False
+        self._codec, self._options, self._number, self._tell = codec, options, number, told
+        self._prompt, self._new, self._told = prompt, list[int](), 0
+        self._generator = torch.Generator().manual_seed(options.seed + number)
+
+    def add(self, logits: Tensor) -> int:
+        """Choose the next token from [V] logits; the same filler for ever once the text has ended."""
+        if self.finished:
+            return self._prompt[0]
+        sampling = self._options.sampling
+        token = choose(logits, sampling, self._generator, self._prompt + self._new)
+        if token == self._codec.eod_id:
+            self.finished = True
+            return token
+        self._new.append(token)
+        text = self._text()
+        self.finished = self._cut(text) < len(text)
+        self._tell_until(self._safe(text))
+        return token
+
+    def end(self) -> str:
+        """The whole continuation; tells what was held back."""
+        text = self._text()
+        text = text[: self._cut(text)]
+        self._tell_until(len(text))
+        return text
+
+    def _text(self) -> str:
+        return self._codec.decode(self._new)
+
+    def _cut(self, text: str) -> int:
+        """Where the first stop string begins, or the length."""
+        return min((at for stop in self._options.stop if (at := text.find(stop)) >= 0), default=len(text))
+
+    def _safe(self, text: str) -> int:
+        """How far the text will not change: before half a character or the beginning of a stop string."""
+        safe = len(text.rstrip("\ufffd")) if not self.finished else self._cut(text)
+        for stop in self._options.stop if not self.finished else ():
+            overlaps = (n for n in range(len(stop) - 1, 0, -1) if text.endswith(stop[:n]))
+            safe = min(safe, len(text) - next(overlaps, 0))
+        return safe
+
+    def _tell_until(self, end: int) -> None:
+        if end > self._told:
+            self._tell(self._number, self._text()[self._told : end])
+            self._told = end
