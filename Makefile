@@ -1,5 +1,5 @@
 # Headwater: `make help` lists the targets. Everything runs in .venv, which `make venv` builds from
-# pyproject.toml and constraints.txt and rebuilds when either of them changes.
+# pyproject.toml, constraints.txt and the C source, and rebuilds when one of them changes.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,7 +16,7 @@ DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
 # The stamp's name holds what the environment was built from: another content or another place, another stamp.
-STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt; pwd; } | sha256sum | cut -c1-16)
+STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt data_tools/tokenizer/_segments.c; pwd; } | sha256sum | cut -c1-16)
 UNIT_TESTS := tests/unit tests/architecture
 DISTRIBUTED_TESTS := tests/distributed tests/integration
 # Test files side by side; not for tests that start ranks, which fill the machine by themselves.

@@ -78,7 +78,8 @@ def _add_running_arguments(running: argparse._ArgumentGroup) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Carry the command out; prints what came of it."""
     from data_tools.prepare import PrepareOptions, RunOptions, make_plan, open_executor, run_plan
-    from data_tools.tokenizer import load_tokenizer
+    from data_tools.tokenizer import SentencePieceTokenizer, load_tokenizer
+    from data_tools.tokenizer.segments import NOT_COMPILED, is_compiled
 
     options = PrepareOptions(
         name=arguments.name or arguments.out.resolve().name,
@@ -92,6 +93,8 @@ def run(arguments: argparse.Namespace) -> None:
     )
     start = time.monotonic()
     tokenizer = load_tokenizer(arguments.tokenizer)
+    if isinstance(tokenizer, SentencePieceTokenizer) and not is_compiled():
+        print(f"headwater: note: {NOT_COMPILED}", file=sys.stderr)
     plan = make_plan(arguments.input, options, tokenizer)
     if arguments.executor == "slurm":
         if arguments.task_index:

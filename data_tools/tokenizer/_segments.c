@@ -1,0 +1,197 @@
+/* The two loops of segments.py that Python is too slow for.
+ *
+ * Everything they work on belongs to the caller: buffers, whose lengths are checked here. Nothing is allocated but
+ * results, and nothing is kept.
+ */
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdint.h>
+#include <string.h>
+
+#define LONGEST_KEY 64 /* bytes; longer segments hardly come twice, and are not looked up */
+
+/* A place of the hash table. A segment of up to 8 bytes is its `word`; of a longer one that is a hash. */
+typedef struct {
+    uint64_t word;
+    uint32_t length, number; /* length 0: empty */
+} Slot;
+
+/* What `find` works on; the Python docstring says what each is. */
+typedef struct {
+    const uint8_t *data, *cuts;
+    Py_ssize_t size, at, stop;
+    Slot *slots;
+    uint8_t *keys;
+    uint32_t *key_ends;
+    int32_t *found;
+    int64_t *fresh;
+    Py_ssize_t slot_count, key_bytes, capacity, found_capacity, entries, found_count, fresh_count;
+} Search;
+
+/* Where the segment that begins at `begin` ends. */
+static Py_ssize_t end_of(const Search *s, Py_ssize_t begin)
+{
+    Py_ssize_t end = begin + 1;
+    while (end < s->size && !s->cuts[s->data[end - 1] << 8 | s->data[end]])
+        end++;
+    return end;
+}
+
+static uint64_t word_of(const Search *s, Py_ssize_t begin, size_t length)
+{
+    uint64_t word = 0;
+    if (length > sizeof word) {
+        word = 0xcbf29ce484222325u; /* FNV-1a */
+        for (size_t i = 0; i < length; i++)
+            word = (word ^ s->data[begin + (Py_ssize_t)i]) * 0x100000001b3u;
+        return word;
+    }
+    if (s->size - begin < (Py_ssize_t)sizeof word) {
+        memcpy(&word, s->data + begin, length);
+        return word;
+    }
+    memcpy(&word, s->data + begin, sizeof word);
+    return word & (~(uint64_t)0 >> (64 - 8 * length)); /* little endian, as all that PyTorch runs on */
+}
+
+/* The slot that holds a segment, or the empty one where it belongs. */
+static Slot *slot_of(const Search *s, const uint8_t *key, size_t length, uint64_t word)
+{
+    size_t mask = (size_t)s->slot_count - 1;
+    uint64_t hash = (word + length) * 0x9e3779b97f4a7c15u;
+    for (size_t place = (size_t)(hash >> 32) & mask;; place = (place + 1) & mask) {
+        Slot *slot = s->slots + place;
+        if (slot->length == 0)
+            return slot;
+        if (slot->word == word && slot->length == length
+            && (length <= sizeof word || memcmp(s->keys + s->key_ends[slot->number], key, length) == 0))
+            return slot;
+    }
+}
+
+static void search(Search *s)
+{
+    while (s->at < s->stop && s->entries < s->capacity && s->found_count < s->found_capacity) {
+        Py_ssize_t begin = s->at, end = end_of(s, begin);
+        size_t length = (size_t)(end - begin), stored = 0;
+        if (length <= LONGEST_KEY) {
+            uint64_t word = word_of(s, begin, length);
+            Slot *slot = slot_of(s, s->data + begin, length, word);
+            if (slot->length) {
+                s->found[s->found_count++] = (int32_t)slot->number;
+                s->at = end;
+                continue;
+            }
+            stored = length > sizeof word ? length : 0;
+            if (s->key_ends[s->entries] + stored > (size_t)s->key_bytes)
+                return;
+            memcpy(s->keys + s->key_ends[s->entries], s->data + begin, stored);
+            *slot = (Slot){word, (uint32_t)length, (uint32_t)s->entries};
+        }
+        s->key_ends[s->entries + 1] = s->key_ends[s->entries] + (uint32_t)stored;
+        s->found[s->found_count++] = (int32_t)s->entries++;
+        s->fresh[2 * s->fresh_count] = begin;
+        s->fresh[2 * s->fresh_count++ + 1] = s->at = end;
+    }
+}
+
+/* The new segments with a line break between two; NULL if there is no memory. */
+static PyObject *fresh_lines(const Search *s)
+{
+    Py_ssize_t size = s->fresh_count ? s->fresh_count - 1 : 0;
+    for (Py_ssize_t i = 0; i < s->fresh_count; i++)
+        size += s->fresh[2 * i + 1] - s->fresh[2 * i];
+    PyObject *lines = PyBytes_FromStringAndSize(NULL, size);
+    char *out = lines ? PyBytes_AS_STRING(lines) : NULL;
+    for (Py_ssize_t i = 0; i < s->fresh_count && lines; i++) {
+        size_t length = (size_t)(s->fresh[2 * i + 1] - s->fresh[2 * i]);
+        if (i)
+            *out++ = '\n';
+        memcpy(out, s->data + s->fresh[2 * i], length);
+        out += length;
+    }
+    return lines;
+}
+
+PyDoc_STRVAR(find_doc,
+             "find(data, start, stop, cuts, slots, keys, key_ends, entries, found, fresh)\n--\n\n"
+             "Number the segments of data from `start` until one ends at or behind `stop`, or no room is left.\n\n"
+             "A segment ends where cuts[256 * byte + next byte] is not 0. One that is new becomes the next entry:\n"
+             "`slots` (16 bytes each, zeros at first, a power of two of them) find it again; one of more than 8\n"
+             "bytes is also keys[key_ends[n] : key_ends[n + 1]]. The numbers go to `found` (int32). `fresh` (int64,\n"
+             "two for each of `found`) is scratch. Returns (where it ended, entries, found, new segments as lines).");
+
+static PyObject *find(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    Search s = {0};
+    Py_buffer data, cuts, slots, keys, key_ends, found, fresh;
+    if (!PyArg_ParseTuple(arguments, "y*nny*w*w*w*nw*w*:find", &data, &s.at, &s.stop, &cuts, &slots, &keys,
+                          &key_ends, &s.entries, &found, &fresh))
+        return NULL;
+    s.data = data.buf, s.size = data.len, s.cuts = cuts.buf, s.slots = slots.buf, s.keys = keys.buf;
+    s.key_ends = key_ends.buf, s.found = found.buf, s.fresh = fresh.buf;
+    s.slot_count = slots.len / (Py_ssize_t)sizeof *s.slots, s.key_bytes = keys.len;
+    s.capacity = key_ends.len / (Py_ssize_t)sizeof *s.key_ends - 1;
+    s.found_capacity = found.len / (Py_ssize_t)sizeof *s.found;
+    int sound = 0 <= s.at && s.at <= s.stop && s.stop <= s.size && cuts.len == 1 << 16 && 0 <= s.entries
+                && s.entries <= s.capacity && s.capacity < s.slot_count && s.slot_count <= INT32_MAX
+                && (s.slot_count & (s.slot_count - 1)) == 0 && keys.len <= INT32_MAX
+                && fresh.len / (Py_ssize_t)(2 * sizeof *s.fresh) >= s.found_capacity;
+    PyObject *lines = NULL;
+    if (sound) {
+        search(&s);
+        lines = fresh_lines(&s);
+    }
+    Py_buffer *buffers[] = {&data, &cuts, &slots, &keys, &key_ends, &found, &fresh};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
+        PyBuffer_Release(buffers[i]);
+    if (!sound)
+        return PyErr_Format(PyExc_ValueError, "find: the sizes of the buffers do not fit together");
+    return lines ? Py_BuildValue("nnnN", s.at, s.entries, s.found_count, lines) : NULL;
+}
+
+PyDoc_STRVAR(gather_doc, "gather(found, id_ends, ids)\n--\n\n"
+                         "The ids of the entries `found`, one after the other, as the bytes of int32.\n\n"
+                         "Those of entry n are ids[id_ends[n] : id_ends[n + 1]].");
+
+static PyObject *gather(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    Py_buffer found_buffer, ends_buffer, ids_buffer;
+    if (!PyArg_ParseTuple(arguments, "y*y*y*:gather", &found_buffer, &ends_buffer, &ids_buffer))
+        return NULL;
+    const int32_t *found = found_buffer.buf, *ids = ids_buffer.buf;
+    const int64_t *ends = ends_buffer.buf;
+    Py_ssize_t count = found_buffer.len / (Py_ssize_t)sizeof *found, total = 0;
+    Py_ssize_t entries = ends_buffer.len / (Py_ssize_t)sizeof *ends - 1;
+    Py_ssize_t available = ids_buffer.len / (Py_ssize_t)sizeof *ids;
+    int sound = 1;
+    for (Py_ssize_t i = 0; i < count && sound; i++) {
+        sound = 0 <= found[i] && found[i] < entries && 0 <= ends[found[i]]
+                && ends[found[i]] <= ends[found[i] + 1] && ends[found[i] + 1] <= available;
+        if (sound)
+            total += ends[found[i] + 1] - ends[found[i]];
+    }
+    PyObject *result = sound ? PyBytes_FromStringAndSize(NULL, total * (Py_ssize_t)sizeof *ids)
+                             : PyErr_Format(PyExc_ValueError, "gather: an entry lies outside of the ids");
+    if (result != NULL) {
+        int32_t *out = (int32_t *)PyBytes_AS_STRING(result);
+        for (Py_ssize_t i = 0; i < count; i++)
+            for (int64_t at = ends[found[i]]; at < ends[found[i] + 1]; at++)
+                *out++ = ids[at];
+    }
+    PyBuffer_Release(&found_buffer);
+    PyBuffer_Release(&ends_buffer);
+    PyBuffer_Release(&ids_buffer);
+    return result;
+}
+
+static PyMethodDef methods[] = {{"find", find, METH_VARARGS, find_doc},
+                                {"gather", gather, METH_VARARGS, gather_doc},
+                                {NULL, NULL, 0, NULL}};
+
+static struct PyModuleDef definition = {
+    PyModuleDef_HEAD_INIT, "_segments", "See segments.py.", -1, methods, NULL, NULL, NULL, NULL};
+
+PyMODINIT_FUNC PyInit__segments(void) { return PyModule_Create(&definition); }
