@@ -16,15 +16,9 @@ class Consent:
         stop: a rank was asked to stop, or a save failed on one; the same on every rank.
     """
 
-    def __init__(
-        self,
-        topology: Topology,
-        bad_steps: BadSteps,
-        wants_stop: Callable[[], bool],
-        save_failed: Callable[[], bool],
-    ) -> None:
+    def __init__(self, topology: Topology, bad_steps: BadSteps, wants_stop: Callable[[], bool]) -> None:
         self._topology, self._bad_steps = topology, bad_steps
-        self._wants_stop, self._save_failed = wants_stop, save_failed
+        self._wants_stop = wants_stop
         self.stop = False
 
     def accept(self, step: int, loss: float) -> bool:
@@ -39,6 +33,6 @@ class Consent:
         return self.stop
 
     def _ask(self, suspicion: int) -> tuple[int, bool]:
-        mine = [suspicion, int(self._wants_stop() or self._save_failed())]
+        mine = [suspicion, int(self._wants_stop())]
         bad, stop = largest_over_ranks(mine, self._topology.device)
         return bad, bool(stop)

@@ -35,12 +35,14 @@ def run(job: Job) -> int:
             metrics.say(f"already complete: {position.step} steps in {job.config.run_dir}")
             return exit_codes.OK
         job.signals.defer()
-        return _fit(job, Reporter(job, metrics, position.step), bad_steps, position)
+        reporter = Reporter(job, metrics, position.step)
+        with Saves(job, bad_steps, reporter, position) as saves:
+            return _fit(job, reporter, saves, bad_steps, position)
 
 
-def _fit(job: Job, reporter: Reporter, bad_steps: BadSteps, position: Position) -> int:
-    training, saves = job.config.training, Saves(job, bad_steps, reporter, position.step)
-    consent = Consent(job.topology, bad_steps, partial(_wants_stop, job), lambda: False)
+def _fit(job: Job, reporter: Reporter, saves: Saves, bad_steps: BadSteps, position: Position) -> int:
+    training = job.config.training
+    consent = Consent(job.topology, bad_steps, partial(_wants_stop, job, saves))
     if position.evaluation_due and not consent.stop_now():
         position.evaluation_due = not reporter.evaluation(position.step, consent.stop_now)
     profile = StepProfile(job, reporter.say)
@@ -64,6 +66,7 @@ def _fit(job: Job, reporter: Reporter, bad_steps: BadSteps, position: Position) 
             position.evaluation_due = not reporter.evaluation(position.step, consent.stop_now)
         if position.step % job.config.checkpoint.save_interval == 0 and not bad_steps.in_a_row:
             saves.save(position)
+        saves.poll()
     profile.finish(position.step)
     saves.finish(position)
     unfinished = position.step < training.train_steps and not job.is_finished_early
@@ -79,8 +82,8 @@ def _fit(job: Job, reporter: Reporter, bad_steps: BadSteps, position: Position) 
     return exit_codes.OK
 
 
-def _wants_stop(job: Job) -> bool:
-    return job.signals.reason(job.config.training.time_limit_seconds) is not None
+def _wants_stop(job: Job, saves: Saves) -> bool:
+    return saves.failed or job.signals.reason(job.config.training.time_limit_seconds) is not None
 
 
 def _due(step: int, interval: int, last: int) -> bool:

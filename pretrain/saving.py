@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 
 from pretrain.bad_steps import BadSteps, append_record, read_record
-from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint, save_checkpoint
+from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint
 from pretrain.checkpoint.manifest import Found, read_manifest
+from pretrain.checkpoint.snapshot import HostMemory, take_snapshot
+from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.job import Job
 from pretrain.parallel.collectives import broadcast_from_main
 from pretrain.reporting import Reporter
 from pretrain.step import TrainingError
+
+FLUSH_SECONDS = 60.0
+"""For a checkpoint that is being written while the job ends with an error."""
 
 
 @dataclass(slots=True)
@@ -56,19 +62,37 @@ def resume(job: Job) -> tuple[Position, BadSteps]:
 
 
 class Saves:
-    """Writes the checkpoints of a job."""
+    """Writes the checkpoints of a job, beside the training where `checkpoint.async_save` says so."""
 
-    def __init__(self, job: Job, bad_steps: BadSteps, reporter: Reporter, step: int) -> None:
+    def __init__(self, job: Job, bad_steps: BadSteps, reporter: Reporter, position: Position) -> None:
         self._job, self._bad_steps, self._reporter = job, bad_steps, reporter
-        self._last = step
+        self._writer = CheckpointWriter(job.config.checkpoint, job.claim.attempt, job.claim.check)
+        self._memory = HostMemory()
+        self._last = position.step
+        self._samples = job.stream.consumed_samples
+
+    def __enter__(self) -> Saves:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        # After an error ranks may be gone: what this one has begun gets a moment, nobody is waited for.
+        self._writer.wait(FLUSH_SECONDS)
+
+    @property
+    def failed(self) -> bool:
+        """A save failed on this rank; `save` and `finish` tell."""
+        return self._writer.failed
 
     def save(self, position: Position) -> None:
-        """Save the state after a step; all ranks together.
+        """Save the state after a step; all ranks together. Waits for the save before.
 
         Raises:
-            CheckpointError: on every rank, when one could not write.
+            CheckpointWriteError: on every rank, when one could not write this or the save before.
         """
-        job, started = self._job, time.perf_counter()
+        job, began = self._job, time.perf_counter()
+        self._settle()
         if job.topology.is_main:
             job.claim.check()
         trainer = {
@@ -77,18 +101,35 @@ class Saves:
             "stream": job.stream.state_dict(),
             "bad_steps": self._bad_steps.state_dict(),
         }
-        directory = save_checkpoint(job.engine, job.config, trainer, job.extra_files)
-        if job.ledger:
-            job.ledger.saved(position.step, job.stream.consumed_samples)
-        seconds = time.perf_counter() - started
-        self._last = position.step
-        self._reporter.stalled(position.step, seconds)
-        self._reporter.say(f"saved {directory} in {seconds:.1f} s")
+        snapshot = take_snapshot(job.engine, job.config, trainer, job.extra_files, self._memory)
+        self._last, self._samples = position.step, job.stream.consumed_samples
+        self._writer.start(snapshot)
+        if not job.config.checkpoint.async_save:
+            self._settle()
+        self._reporter.stalled(position.step, time.perf_counter() - began)
+
+    def poll(self) -> None:
+        """Tell of a save that has ended meanwhile; the main rank does, nobody waits."""
+        written = self._writer.take_written()
+        if written is None:
+            return
+        if self._job.ledger:
+            self._job.ledger.saved(self._last, self._samples)
+        self._reporter.say(f"saved {written} in {self._writer.seconds:.1f} s")
 
     def finish(self, position: Position) -> None:
-        """Save what is not saved yet, at the end of a job."""
-        if self._last < position.step:
+        """Save what is not saved yet, and wait for it, at the end of a job.
+
+        Raises:
+            CheckpointWriteError: on every rank, when one could not write.
+        """
+        if self._last < position.step or position.evaluation_due:
             self.save(position)
+        self._settle()
+
+    def _settle(self) -> None:
+        self._writer.settle()
+        self.poll()
 
     def note_bad_step(self, step: int, reason: str) -> None:
         """Record that a step had no update."""
@@ -102,6 +143,7 @@ class Saves:
             TrainingError: there is no such checkpoint, or it was done too often.
         """
         job, bad = self._job, self._bad_steps
+        self._settle()
         good_until = position.step - bad.in_a_row
         found = (
             find_newest(job.run_dir, good_until, _saved_between_good_steps) if job.topology.is_main else None

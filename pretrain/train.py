@@ -6,10 +6,13 @@ Started by `headwater launch`, torchrun, the deepspeed launcher, or by hand as o
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from pretrain.config import exit_codes
 
 EXAMPLES = """examples:
   headwater pretrain --config configs/gpt/tiny.yaml
@@ -68,6 +71,8 @@ def run_main(main: Callable[[], int]) -> int:
         code = main()
     except Exception as error:
         code = getattr(error, "exit_code", 0)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            code = exit_codes.STORAGE
         if not code:
             raise
         rank = os.environ.get("RANK", "0")

@@ -18,6 +18,8 @@ from data_tools.tokenizer import corpus_tokenizer
 from pretrain.checkpoint.fragments import KINDS, MOMENTS, Fragment, RankState
 from pretrain.checkpoint.layout import ParameterLayout, parameter_layouts
 from pretrain.checkpoint.manifest import CONFIG, CheckpointError, read_manifest
+from pretrain.checkpoint.proof import loaded_fingerprints
+from pretrain.faults import fault
 from pretrain.parallel.topology import Topology
 from pretrain.parallel.zero import Engine
 
@@ -79,7 +81,7 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
         The trainer state that was saved with them.
 
     Raises:
-        CheckpointError: If parameters are missing or have other shapes.
+        CheckpointError: If parameters are missing, have other shapes, or did not arrive as they were saved.
     """
     reader = StateReader(directory)
     topology = engine.topology
@@ -88,7 +90,7 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
     )
     state = RankState(engine)
     steps = int(reader.manifest["optimizer_steps"])
-    if steps:
+    if steps or state.optimizer_steps():
         state.prepare_moments(steps)
     fragments = defaultdict(list)
     for fragment in state.fragments:
@@ -105,8 +107,24 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
             for fragment in fragments[name]:
                 mine = shard.view(-1).narrow(0, fragment.start, fragment.numel)
                 state.view(fragment, kind).copy_(mine)
+        fault("load.parameter")
+    _check_fingerprints(engine, reader)
     trainer: dict[str, Any] = reader.manifest["trainer"]
     return trainer
+
+
+def _check_fingerprints(engine: Engine, reader: StateReader) -> None:
+    """Compare what arrived in the engine with what was saved, whatever the layouts; on all ranks together."""
+    saved = reader.manifest.get("fingerprints")
+    if not saved:
+        return  # weights alone, without a training state
+    loaded = loaded_fingerprints(engine, reader.layouts)
+    wrong = [name for name in reader.layouts if loaded[name] != saved[name]]
+    if wrong:
+        raise CheckpointError(
+            f"{reader.directory}: {len(wrong)} of {len(saved)} parameters did not arrive as they were saved, "
+            f"the first is {wrong[0]}; the run cannot go on from it in this layout"
+        )
 
 
 def read_parameters(directory: Path) -> dict[str, Tensor]:

@@ -49,6 +49,11 @@ def step_directory(run_dir: Path, step: int) -> Path:
     return checkpoints_directory(run_dir) / f"step-{step:08d}"
 
 
+def step_of(directory: Path) -> int:
+    """The step in a checkpoint directory's name."""
+    return int(directory.name.removeprefix("step-"))
+
+
 def list_checkpoints(run_dir: Path) -> list[Path]:
     """Finished checkpoint directories, oldest first; not yet verified."""
     root = checkpoints_directory(run_dir)

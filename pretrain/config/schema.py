@@ -82,6 +82,12 @@ class CheckpointConfig(Section):
     save_interval: PositiveInt = 1000
     """Optimizer steps between checkpoints; one more is written at the end and on a stop signal."""
     keep_last: PositiveInt = 2
+    """How many stay, counted from the newest."""
+    keep_every: NonNegativeInt = 0
+    """Checkpoints at multiples of so many steps stay for good; 0 for none."""
+    async_save: bool = True
+    """Training goes on while a copy of the state in host memory is written: each rank needs room for its
+    share once more, 12 bytes for each parameter that it keeps the optimizer states of."""
 
 
 class TrainingConfig(Section):

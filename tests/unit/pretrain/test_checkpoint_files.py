@@ -18,7 +18,7 @@ from pretrain.checkpoint import (
 )
 from pretrain.checkpoint.layout import ParameterLayout
 from pretrain.checkpoint.manifest import step_directory, verify
-from pretrain.checkpoint.save import _prune
+from pretrain.checkpoint.publish import prune
 from pretrain.config import load_config
 
 TINY = Path(__file__).resolve().parents[3] / "configs" / "gpt" / "tiny.yaml"
@@ -101,7 +101,7 @@ def test_pruning_counts_back_from_the_checkpoint_just_written(tmp_path: Path) ->
         write(tmp_path, step)
     for step in (8, 9):
         flip(state_file(step_directory(tmp_path, step)))
-    _prune(tmp_path, step_directory(tmp_path, 3), keep_last=1)
+    prune(tmp_path, step_directory(tmp_path, 3), keep_last=1)
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == ["step-00000003", "step-00000008", "step-00000009"]
     assert find_newest(tmp_path).directory == step_directory(tmp_path, 3)

@@ -1,0 +1,158 @@
+"""A rank's state at one step, copied to host memory: training goes on while it is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint.fragments import MOMENTS, Fragment, RankState
+from pretrain.checkpoint.layout import ParameterLayout, parameter_layouts
+from pretrain.config import JobConfig, dump_yaml
+from pretrain.parallel.zero import Engine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the state of a rank belongs."""
+
+    rank: int
+    world_size: int
+    tp_rank: int
+    tp_size: int
+    dp_rank: int
+
+    @property
+    def file_name(self) -> str:
+        """Of the rank's state in a checkpoint."""
+        return state_file_name(self.tp_rank, self.dp_rank)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """Everything that a rank writes for one checkpoint; nothing of it changes any more."""
+
+    run_dir: Path
+    place: Place
+    tensors: Mapping[str, Tensor]
+    """"KIND/FLAT" -> [n] fp32 on the host."""
+    fragments: list[Fragment]
+    layouts: Mapping[str, ParameterLayout]
+    manifest: dict[str, Any]
+    """What does not depend on the files; the same on every rank."""
+    config: str
+    extra_files: Mapping[str, Path]
+    """Name in the checkpoint -> file to copy (the tokenizer)."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return int(self.manifest["step"])
+
+
+class HostMemory:
+    """One buffer for the snapshots of a rank, used again and again: host memory stays bounded."""
+
+    def __init__(self) -> None:
+        self._buffer = torch.empty(0)
+
+    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Copies of 1-D fp32 tensors; the copies made before are no longer valid.
+
+        Args:
+            tensors: on the compute device.
+        """
+        total = sum(tensor.numel() for tensor in tensors.values())
+        on_device = any(tensor.is_cuda for tensor in tensors.values())
+        if self._buffer.numel() < total:
+            self._buffer = torch.empty(0)  # give the old one back first
+            self._buffer = torch.empty(total, dtype=torch.float32, pin_memory=on_device)
+        copies, offset = {}, 0
+        for name, tensor in tensors.items():
+            copies[name] = self._buffer.narrow(0, offset, tensor.numel())
+            copies[name].copy_(tensor.detach(), non_blocking=True)
+            offset += tensor.numel()
+        if on_device:
+            torch.cuda.synchronize()
+        return copies
+
+
+def take_snapshot(
+    engine: Engine,
+    config: JobConfig,
+    trainer: Mapping[str, Any],
+    extra_files: Mapping[str, Path],
+    memory: HostMemory,
+) -> Snapshot:
+    """Copy this rank's share of weights and moments, between two optimizer steps.
+
+    Args:
+        engine: The engine.
+        config: Saved as `config.yaml`.
+        trainer: JSON-able state: `step`, the data cursor and counters.
+        extra_files: Name in the checkpoint -> file to copy.
+        memory: Where the copies go.
+    """
+    topology, state = engine.topology, RankState(engine)
+    mine = own_fragments(engine, state.fragments)
+    keep = {fragment.flat for fragment in mine}
+    tensors = {f"master/{i}": flat for i, flat in enumerate(state.flats) if i in keep}
+    for kind in MOMENTS:
+        tensors |= {f"{kind}/{i}": flat for i, flat in state.moments(kind).items() if i in keep}
+    layouts = parameter_layouts(engine.model, topology.tensor_model_parallel_size)
+    manifest = {
+        "step": int(trainer["step"]),
+        "optimizer_steps": state.optimizer_steps(),
+        "trainer": dict(trainer),
+        "parameters": {name: layout.as_json() for name, layout in layouts.items()},
+        "topology": layout_of(engine, config),
+    }
+    return Snapshot(
+        run_dir=Path(config.run_dir),
+        place=place_of(engine),
+        tensors=memory.copy(tensors),
+        fragments=mine,
+        layouts=layouts,
+        manifest=manifest,
+        config=dump_yaml(config),
+        extra_files=extra_files,
+    )
+
+
+def own_fragments(engine: Engine, fragments: list[Fragment]) -> list[Fragment]:
+    """Those that this rank writes: at stage 0 data ranks hold the same and deal them out among themselves."""
+    if engine.zero_stage:
+        return fragments
+    size, rank = engine.topology.data_parallel_size, engine.topology.data_parallel_rank
+    return [fragment for fragment in fragments if fragment.flat % size == rank]
+
+
+def place_of(engine: Engine) -> Place:
+    """Where this rank's state belongs."""
+    topology = engine.topology
+    return Place(
+        rank=topology.rank,
+        world_size=topology.world_size,
+        tp_rank=topology.tensor_model_parallel_rank,
+        tp_size=topology.tensor_model_parallel_size,
+        dp_rank=topology.data_parallel_rank,
+    )
+
+
+def layout_of(engine: Engine, config: JobConfig) -> dict[str, Any]:
+    """TP x DP x ZeRO and precision, as a manifest has them."""
+    return {
+        "tensor_model_parallel_size": engine.topology.tensor_model_parallel_size,
+        "data_parallel_size": engine.topology.data_parallel_size,
+        "zero_stage": engine.zero_stage,
+        "precision": config.precision,
+    }
+
+
+def state_file_name(tp_rank: int, dp_rank: int) -> str:
+    """Of one rank's state."""
+    return f"state-tp{tp_rank:02d}-dp{dp_rank:04d}.safetensors"
