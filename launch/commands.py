@@ -75,7 +75,7 @@ def _local(args: argparse.Namespace, argv: Sequence[str]) -> int:
     lock_run_directory(config.run_dir).close()  # refuse now, before the logs of a running job are touched
     record = LaunchRecord(backend="local", argv=("launch", *argv), directory=os.getcwd())
     write_record(plan.run_dir, record)
-    return local.run(plan)
+    return local.run(plan, args.max_restarts)
 
 
 def _local_size(args: argparse.Namespace) -> tuple[int, dict[str, str]]:
@@ -116,6 +116,13 @@ def _add_local(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_run_arguments(parser)
     parser.add_argument("--nproc", type=positive_int, metavar="N", help="number of ranks")
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="cluster configuration, kind: local")
+    parser.add_argument(
+        "--max-restarts",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start the ranks again after a crash, a killed rank or a hang, at most N times",
+    )
     parser.add_argument(
         "--master-port", type=positive_int, metavar="PORT", help="where the ranks meet (default: a free port)"
     )

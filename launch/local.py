@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from launch import attempts
+from launch.machine import free_port
 from launch.output import LogFile, Tee, tail
 from launch.plan import LaunchPlan, RankPlan
+from pretrain.config.exit_codes import worth_restarting
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -68,8 +70,24 @@ class Outcome:
     """Signals passed on to the ranks."""
 
 
-def run(plan: LaunchPlan) -> int:
-    """Run all ranks of a plan here and return the exit code for the shell.
+def run(plan: LaunchPlan, max_restarts: int = 0) -> int:
+    """Run all ranks of a plan here, and again after a crash or a hang; returns the exit code for the shell.
+
+    Args:
+        plan: What to run.
+        max_restarts: How often the ranks are started again where that may help.
+    """
+    for restart in range(1, max_restarts + 2):
+        code, signalled = _run_once(plan)
+        if signalled or restart > max_restarts or not worth_restarting(code):
+            return code
+        _say(f"exit code {code}; starting it again from its last checkpoint ({restart} of {max_restarts})")
+        plan = replace(plan, master_port=free_port())
+    raise AssertionError("the last start returns")
+
+
+def _run_once(plan: LaunchPlan) -> tuple[int, bool]:
+    """Run all ranks of a plan here; the exit code for the shell, and whether the launcher was signalled.
 
     Rank 0 writes to the terminal; every rank's output is appended to its log in `<run_dir>/logs`. 0 means
     that all ranks finished, 75 that they saved and stopped on a signal, 2 that a rank refused its input,
@@ -87,7 +105,7 @@ def run(plan: LaunchPlan) -> int:
     code = _exit_code(outcome)
     _report(plan, outcome, seconds)
     attempt.record_end(code, seconds)
-    return code
+    return code, bool(outcome.signals)
 
 
 class _Ranks:

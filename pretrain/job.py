@@ -13,6 +13,7 @@ from pretrain.parallel.zero import Engine
 from pretrain.run_directory import Claim
 from pretrain.step import MicroBatch
 from pretrain.stop import StopSignals
+from pretrain.watchdog import Watchdog
 
 
 class Stream(Protocol):
@@ -97,6 +98,12 @@ class Job:
     def is_finished_early(self) -> bool:
         """The selection ends the run before its last step."""
         return self.selection is not None and self.selection.finished
+
+    watchdog: Watchdog = field(init=False)
+
+    def __post_init__(self) -> None:
+        timeout = self.config.training.hang_timeout_seconds
+        self.watchdog = Watchdog(self.run_dir, self.topology, timeout)
 
     @property
     def run_dir(self) -> Path:

@@ -9,6 +9,7 @@ from torch.profiler import record_function
 from pretrain.bad_steps import BadSteps
 from pretrain.config import exit_codes
 from pretrain.consent import Consent
+from pretrain.faults import fault
 from pretrain.job import Job
 from pretrain.parallel.rng import seed_step
 from pretrain.profiling import StepProfile
@@ -36,7 +37,7 @@ def run(job: Job) -> int:
             return exit_codes.OK
         job.signals.defer()
         reporter = Reporter(job, metrics, position.step)
-        with Saves(job, bad_steps, reporter, position) as saves:
+        with job.watchdog, Saves(job, bad_steps, reporter, position) as saves:
             return _fit(job, reporter, saves, bad_steps, position)
 
 
@@ -47,12 +48,15 @@ def _fit(job: Job, reporter: Reporter, saves: Saves, bad_steps: BadSteps, positi
         position.evaluation_due = not reporter.evaluation(position.step, consent.stop_now)
     profile = StepProfile(job, reporter.say)
     while position.step < training.train_steps and not consent.stop and not job.is_finished_early:
+        job.watchdog.enter("data", position.step + 1)
         profile.step_begins(position.step)
         with record_function("phase: data"):
             micro_batches = next(job.stream)
+        fault("train")
         seed_step(job.config.seed, position.step, job.topology)
         lr = learning_rate(job.config, position.step)
         position.step += 1
+        job.watchdog.enter("train", position.step)
         result = train_step(job.engine, micro_batches, lr, partial(consent.accept, position.step))
         reason = bad_steps.count(position.step, result)
         if reason:

@@ -84,7 +84,12 @@ class Reporter:
     def evaluation(self, step: int, stop_now: Callable[[], bool]) -> bool:
         """Evaluate and log it; False when it was broken off to stop."""
         assert self._job.evaluate is not None
-        found = self._job.evaluate(self._job.engine, stop_now)
+
+        def stop_or_go_on() -> bool:
+            self._job.watchdog.enter("evaluation", step)
+            return stop_now()
+
+        found = self._job.evaluate(self._job.engine, stop_or_go_on)
         if found is not None:
             values = {f"eval/{name}": value for name, value in found.items()}
             self._metrics.write(step, values)

@@ -92,6 +92,7 @@ class Saves:
             CheckpointWriteError: on every rank, when one could not write this or the save before.
         """
         job, began = self._job, time.perf_counter()
+        job.watchdog.enter("save", position.step)
         self._settle()
         if job.topology.is_main:
             job.claim.check()
@@ -125,6 +126,7 @@ class Saves:
         """
         if self._last < position.step or position.evaluation_due:
             self.save(position)
+        self._job.watchdog.enter("last save", position.step)
         self._settle()
 
     def _settle(self) -> None:
@@ -143,6 +145,7 @@ class Saves:
             TrainingError: there is no such checkpoint, or it was done too often.
         """
         job, bad = self._job, self._bad_steps
+        job.watchdog.enter("roll back", position.step)
         self._settle()
         good_until = position.step - bad.in_a_row
         found = (

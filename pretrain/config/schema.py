@@ -105,6 +105,9 @@ class TrainingConfig(Section):
     time for a step and a save before the scheduler's own limit."""
     profile_steps: NonNegativeInt = 0
     """Optimizer steps to profile, from the third of an attempt on: a table by phase, a trace in run_dir."""
+    hang_timeout_seconds: NonNegativeInt = 900
+    """A rank that makes no progress for so long ends the job with exit code 76 and a report; 0 never. Longer
+    than the longest step, batch read, save or evaluation step; below 1800, where collectives give up."""
     recompute: Literal["none", "full"] = "none"
     """`full` recomputes each layer's activations in the backward pass to save memory."""
 
