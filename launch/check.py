@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.arguments import add_run_arguments, positive_int
+from launch.check_cluster import cluster_findings, smallest_world_size
 from launch.check_data import data_findings
+from launch.cluster import load_cluster
 from launch.estimate import checkpoint_bytes, rank_memory, readable_bytes, readable_count
 from launch.findings import Finding, has_errors, report
 from pretrain.config import ConfigError, RunConfig, load_config
@@ -24,6 +26,7 @@ from pretrain.config.identity import check_run_directory
 EXAMPLES = """examples:
   headwater check --config configs/gpt/tiny.yaml
   headwater check --config configs/bert/tiny.yaml --nproc 4 --set parallel.tensor_model_parallel_size=2
+  headwater check --config configs/gpt/1b3.yaml --cluster configs/cluster/slurm-h100.yaml
 
 exit codes: 0 no errors (warnings do not count), 2 the run cannot start as it is
 """
@@ -34,15 +37,19 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     title, findings = f"{args.config}", []
     try:
-        config = load_config(args.config, args.overrides, args.nproc)
-        world_size = args.nproc or config.parallel.tensor_model_parallel_size
-        if args.nproc is None:
+        cluster = load_cluster(args.cluster) if args.cluster else None
+        nproc = args.nproc or (smallest_world_size(cluster) if cluster else None)
+        config = load_config(args.config, args.overrides, nproc)
+        world_size = nproc or config.parallel.tensor_model_parallel_size
+        if nproc is None:
             config = load_config(args.config, args.overrides, world_size)
         title = f"{args.config} on {world_size} rank{'s' if world_size > 1 else ''}"
     except ConfigError as error:
         findings = [Finding("error", "config", problem) for problem in error.problems]
     else:
         findings = run_findings(config, world_size)
+        if cluster:
+            findings += cluster_findings(config, cluster)
     print(report(title, findings))
     return 2 if has_errors(findings) else 0
 
@@ -123,6 +130,9 @@ def _parser() -> argparse.ArgumentParser:
     add_run_arguments(parser)
     parser.add_argument(
         "--nproc", type=positive_int, metavar="N", help="number of ranks (default: the tensor-parallel size)"
+    )
+    parser.add_argument(
+        "--cluster", type=Path, metavar="FILE", help="cluster configuration: nodes, device memory, time limit"
     )
     return parser
 

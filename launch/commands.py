@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch import local, manage, submit
+from launch import deepspeed_runner, local, manage, submit
 from launch.arguments import add_run_arguments, positive_int
 from launch.cluster import LocalClusterConfig, load_cluster
 from launch.jobs import load_job
@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
         return _local(args, argv)
     if args.backend == "slurm":
         return submit.launch(args, argv)
+    if args.backend == "deepspeed":
+        return deepspeed_runner.launch(args, argv)
     return manage.main(args)
 
 
@@ -100,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     backends = parser.add_subparsers(dest="backend", required=True, metavar="COMMAND")
     _add_local(backends)
     _add_slurm(backends)
+    deepspeed_runner.add_command(backends)
     manage.add_commands(backends)
     return parser
 

@@ -86,14 +86,15 @@ def _state(record: LaunchRecord, chain: list[dict[str, Any]]) -> str:
 
 
 def _progress(run_dir: Path) -> str:
-    last = _last_step(run_dir)
+    last = last_step(run_dir)
     if last is None:
         return "none yet"
     total = f" of {_train_steps(run_dir)}"
     return f"{last['step']}{total}, loss {last['loss']:.4f}, {last['step_seconds']:.3g} s a step"
 
 
-def _last_step(run_dir: Path) -> dict[str, Any] | None:
+def last_step(run_dir: Path) -> dict[str, Any] | None:
+    """The last training row of metrics.jsonl."""
     path = run_dir / "metrics.jsonl"
     for line in reversed(path.read_text(encoding="utf-8").splitlines() if path.exists() else []):
         try:

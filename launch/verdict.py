@@ -66,7 +66,7 @@ def judge(ending: Ending) -> Verdict:
         return _after_stop(ending, "ended before the first step; ")  # it came while the ranks still started
     what = _describe(ending, crashed, lost)
     if ending.cancelled or ending.stop_requested:
-        return Verdict("stop", STOPPED, f"{what} while the job was being ended; the last checkpoint stays")
+        return Verdict("stop", STOPPED, f"{what} while SLURM was ending the job; the last checkpoint stays")
     if ending.failures >= ending.max_failures:
         text = f"{what}, {ending.failures + 1} times in a row without a new checkpoint"
         return Verdict("give up", CRASH, text)

@@ -78,6 +78,10 @@ sys.meta_path.insert(0, Absent())
 from launch.cli import main
 config = ["--config", "configs/gpt/tiny.yaml"]
 assert main(["launch", "local", "--nproc", "2", *config, "--dry-run"]) == 0
+cluster = ["--cluster", "configs/cluster/slurm-h100.yaml"]
+small = ["--cluster-set", "nodes=1", "--cluster-set", "ranks_per_node=2"]
+assert main(["launch", "slurm", *config, *cluster, *small, "--dry-run"]) == 0
+assert main(["check", *config, *cluster, "--set", "data.corpora.0.path=absent"]) == 2
 assert main(["check", *config, "--set", "data.corpora.0.path=absent"]) == 2
 """
     assert "torch" not in modules_after(code)
