@@ -173,12 +173,14 @@ def environment_file(plan: DeepspeedPlan) -> str:
 
 
 def _run(plan: DeepspeedPlan) -> int:
+    if plan.node_rank is not None:
+        return subprocess.run(plan.argv, env={**os.environ, **plan.env}).returncode
     place = Path(ENVIRONMENT_FILE)
     if plan.env:
         if place.exists() and place.read_text(encoding="utf-8") != environment_file(plan):
             raise ConfigError(f"{place.absolute()} exists with other variables; remove it or give no --env")
         place.write_text(environment_file(plan), encoding="utf-8")
-    return subprocess.run(plan.argv, env={**os.environ, **plan.env}).returncode
+    return subprocess.run(plan.argv).returncode
 
 
 def _refuse_unreachable(plan: DeepspeedPlan) -> None:
