@@ -113,6 +113,17 @@ def test_pretrained_weights_are_loaded_unless_from_scratch(config, tmp_path):
         run(config, f"run_dir={tmp_path / 'b'}", *still)
 
 
+def test_a_masked_lm_alone_gives_all_but_head_and_pooler(config, tokenizer_model, tmp_path):
+    of = architecture("megatron-mlm", load_tokenizer(tokenizer_model).vocab_size)
+    write_run(tmp_path / "mlm", of, tokenizer_model)
+    still = ["training.train_steps=1", "optimizer.lr=1e-30"]
+    assert run(config, f"run_dir={tmp_path / 'run'}", f"pretrained={tmp_path / 'mlm'}", *still) == 0
+    before, after = (read_source(tmp_path / name).parameters for name in ("mlm", "run"))
+    assert "encoder.pooler.weight" not in before and after["encoder.pooler.weight"].any()
+    for name in before.keys() & after.keys():
+        assert torch.allclose(after[name], before[name]), name
+
+
 def test_an_unknown_validation_label_stops_before_training(config, tmp_path):
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"review": "fine", "good": true}\n{"review": "other", "good": "maybe"}\n')
