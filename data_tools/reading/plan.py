@@ -10,6 +10,7 @@ import xxhash
 from data_tools.errors import DataError
 from data_tools.reading.formats import MAGIC_BYTES, check_magic
 from data_tools.reading.inputs import CHUNK_BYTES, Chunk, InputFile, ReadOptions
+from data_tools.reading.lines import UTF8_BOM
 from data_tools.reading.sources import look_up, open_source
 from data_tools.reading.zstd_frames import find_frames
 
@@ -66,7 +67,8 @@ def _cut_frames(file: InputFile, index: int, chunk_bytes: int) -> Iterator[Chunk
     for frame in frames:
         end += frame.content_size
         # Two chunks must not both begin at 0 of the decompressed file: the line there would be read twice.
-        enough = frame.stop - start >= chunk_bytes and end > begin
+        # Nor may one end inside a byte order mark, behind which the first line begins.
+        enough = frame.stop - start >= chunk_bytes and end > begin and end >= len(UTF8_BOM)
         if enough or frame.stop == file.size:
             yield Chunk(file, index, start, frame.stop, (begin, end))
             start, begin = frame.stop, end
