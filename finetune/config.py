@@ -153,6 +153,10 @@ def load_finetune_config(
     data = read_yaml(path, overrides)
     config = parse_section(config_class(data, str(path)), data, source=str(path))
     problems = job_problems(config, world_size) + _selection_problems(config)
+    if config.parallel.sequence_parallel:
+        problems.append(
+            "parallel.sequence_parallel: is for pretraining; a batch here is as long as its longest row"
+        )
     if problems:
         raise ConfigError(problems, source=str(path))
     return config

@@ -51,7 +51,7 @@ def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
 
 
 def model_state_bytes(
-    parameters: int, data_ranks: int, zero_stage: int, precision: str
+    parameters: int, data_ranks: int, zero_stage: int, precision: str, gradient_bytes: int = 4
 ) -> tuple[int, int, int]:
     """Bytes of weights, gradients and optimizer states on one rank.
 
@@ -62,15 +62,14 @@ def model_state_bytes(
         data_ranks: Data-parallel size.
         zero_stage: 0 to 3.
         precision: fp32, bf16 or fp16.
+        gradient_bytes: Of one gradient element; ours accumulate in fp32 at every precision.
     """
     weight = 4 if precision == "fp32" else 2
-    # bf16 accumulates gradients in fp32; fp16 does in fp16.
-    gradient = 2 if precision == "fp16" else 4
     # Two fp32 moments, and the fp32 copy that DeepSpeed's partitioned optimizers update.
     state = 8 if precision == "fp32" and zero_stage == 0 else 12
     split = [data_ranks if zero_stage >= stage else 1 for stage in (3, 2, 1)]
     weights, gradients, optimizer = (
-        size * parameters // parts for size, parts in zip((weight, gradient, state), split, strict=True)
+        size * parameters // parts for size, parts in zip((weight, gradient_bytes, state), split, strict=True)
     )
     return weights, gradients, optimizer
 

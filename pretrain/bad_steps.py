@@ -71,6 +71,8 @@ class BadSteps:
     def count(self, step: int, result: StepMetrics) -> str:
         """Take note of a step that is over; returns why it was bad, empty for a good one."""
         reason = self._reason
+        if not reason and result.overflow:
+            return ""  # not the step was bad, fp16's loss scale was too high
         if not reason and not result.applied:
             reason = f"gradient norm {result.grad_norm}"
         if not reason:

@@ -12,6 +12,7 @@ from pretrain.consent import Consent
 from pretrain.faults import fault
 from pretrain.job import Job
 from pretrain.parallel.rng import seed_step
+from pretrain.parity.replicas import check_replicas
 from pretrain.profiling import StepProfile
 from pretrain.reporting import Reporter, open_metrics
 from pretrain.saving import Position, Saves, resume
@@ -59,6 +60,8 @@ def _fit(job: Job, reporter: Reporter, saves: Saves, bad_steps: BadSteps, positi
         job.watchdog.enter("train", position.step)
         result = train_step(job.engine, micro_batches, lr, partial(consent.accept, position.step))
         reason = bad_steps.count(position.step, result)
+        if _due(position.step, training.replica_check_interval, training.train_steps):
+            check_replicas(job.engine, micro_batches[0], position.step)
         if reason:
             saves.note_bad_step(position.step, reason)
         if reason or _due(position.step, training.log_interval, training.train_steps):

@@ -60,7 +60,7 @@ class Reporter:
         if job.ledger:
             job.ledger.reached(step, job.stream.consumed_samples)
         values = dict(result.losses)
-        values |= {"grad_norm": result.grad_norm, "lr": lr}
+        values |= {"grad_norm": result.grad_norm, "lr": lr} | job.engine.loss_scale.metrics()
         values |= {
             "consumed_samples": job.stream.consumed_samples,
             "consumed_tokens": job.stream.consumed_tokens,

@@ -28,6 +28,8 @@ class StepMetrics:
     """`loss` and its parts, each a mean over all targets of the step."""
     grad_norm: float
     applied: bool
+    overflow: bool = False
+    """The update was skipped because fp16 gradients overflowed; the loss scale is lower now."""
 
 
 class TrainingError(Exception):
@@ -76,7 +78,7 @@ def train_step(
     losses = _mean_losses(engine, sums, counts)
     with record_function("phase: update"):
         outcome = engine.step(lr) if accept(losses["loss"]) else engine.discard()
-    return StepMetrics(losses, outcome.grad_norm, outcome.applied)
+    return StepMetrics(losses, outcome.grad_norm, outcome.applied, outcome.overflow)
 
 
 def evaluate(engine: Engine, steps: Iterable[Sequence[MicroBatch]]) -> dict[str, float]:

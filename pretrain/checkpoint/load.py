@@ -109,6 +109,7 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
                 state.view(fragment, kind).copy_(mine)
         fault("load.parameter")
     _check_fingerprints(engine, reader)
+    engine.loss_scale.load_state(reader.manifest.get("loss_scale", {}))
     trainer: dict[str, Any] = reader.manifest["trainer"]
     return trainer
 

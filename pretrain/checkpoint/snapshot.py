@@ -108,6 +108,7 @@ def take_snapshot(
         "step": int(trainer["step"]),
         "optimizer_steps": state.optimizer_steps(),
         "trainer": dict(trainer),
+        "loss_scale": engine.loss_scale.state(),
         "parameters": {name: layout.as_json() for name, layout in layouts.items()},
         "topology": layout_of(engine, config),
     }

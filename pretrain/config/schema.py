@@ -74,6 +74,8 @@ class ParallelConfig(Section):
     tensor_model_parallel_size: PositiveInt = 1
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed ZeRO: 0 none, 1 optimizer states, 2 + gradients, 3 + parameters split over data ranks."""
+    sequence_parallel: bool = False
+    """Split activations between the tensor-parallel regions over the sequence (Korthikanti et al., 2022)."""
 
 
 class CheckpointConfig(Section):
@@ -108,8 +110,10 @@ class TrainingConfig(Section):
     hang_timeout_seconds: NonNegativeInt = 900
     """A rank that makes no progress for so long ends the job with exit code 76 and a report; 0 never. Longer
     than the longest step, batch read, save or evaluation step; below 1800, where collectives give up."""
-    recompute: Literal["none", "full"] = "none"
-    """`full` recomputes each layer's activations in the backward pass to save memory."""
+    replica_check_interval: NonNegativeInt = 0
+    """Optimizer steps between checks that ranks with the same parameters hold the same bits; 0 never."""
+    recompute: Literal["none", "selective", "full"] = "none"
+    """What the backward pass computes again to save memory: core attention only, or each whole layer."""
 
 
 class BadStepsConfig(Section):
@@ -136,8 +140,8 @@ class JobConfig(Section):
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     parallel: ParallelConfig = ParallelConfig()
-    precision: Literal["fp32", "bf16"] = "bf16"
-    """Compute type; bf16 keeps fp32 master weights in the optimizer."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Compute type; bf16 and fp16 keep fp32 master weights, and fp16 scales the loss dynamically."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     training: TrainingConfig
     bad_steps: BadStepsConfig = BadStepsConfig()

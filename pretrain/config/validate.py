@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from pretrain.config.deepspeed import contradictions
 from pretrain.config.derive import data_parallel_size, padded_vocab_size
+from pretrain.config.layouts import refusals
 from pretrain.config.model import model_problems
 from pretrain.config.ramp import batch_sizes
 from pretrain.config.schema import JobConfig, PretrainBatchConfig, RunConfig
-
-
-def layout_problem(zero_stage: int, tensor_model_parallel_size: int, precision: str) -> str | None:
-    """Why this combination is refused, or None when it is allowed.
-
-    Allowed: ZeRO 1, 2, 3 at any TP and precision; ZeRO 0 in fp32 at any TP. Refused: ZeRO 0 in low precision,
-    where DeepSpeed 0.19.8 drops the gradients of tensor ranks > 0 from the norm (TP > 1) and cannot
-    accumulate gradients in fp32 (bf16). ZeRO 1 computes the same numbers with less memory.
-    """
-    if zero_stage == 0 and precision != "fp32":
-        return (
-            f"parallel.zero_stage: 0 with precision: {precision} is not allowed (DeepSpeed's stage-0 "
-            "optimizer clips by a wrong gradient norm under tensor parallelism and accumulates in low "
-            "precision); use zero_stage: 1, which computes the same with less memory"
-        )
-    return None
 
 
 def problems_of(config: RunConfig, world_size: int | None = None) -> list[str]:
@@ -34,14 +19,32 @@ def problems_of(config: RunConfig, world_size: int | None = None) -> list[str]:
 def job_problems(config: JobConfig, world_size: int | None = None) -> list[str]:
     """The checks that do not look at the model or the data; finetuning shares them."""
     problems = _schedule_problems(config)
-    layout = config.parallel
-    refused = layout_problem(layout.zero_stage, layout.tensor_model_parallel_size, config.precision)
-    if refused:
-        problems.append(refused)
+    problems += refusals(config.parallel.model_dump(), config.precision, config.deepspeed)
+    problems += _sequence_problems(config)
     problems += _batch_problems(config, world_size)
     if world_size is not None and not problems:
-        problems += contradictions(config, world_size)
+        problems += contradictions(config, world_size) + _hpz_problems(config, world_size)
     return problems
+
+
+def _hpz_problems(config: JobConfig, world_size: int) -> list[str]:
+    size = (config.deepspeed.get("zero_optimization") or {}).get("zero_hpz_partition_size", 1)
+    if size > 1 and data_parallel_size(config, world_size) % size:
+        return [
+            f"deepspeed.zero_optimization.zero_hpz_partition_size: {size} does not divide the data-parallel "
+            f"size: {data_parallel_size(config, world_size)}; take the number of GPUs of a node"
+        ]
+    return []
+
+
+def _sequence_problems(config: JobConfig) -> list[str]:
+    tp, seq_length = config.parallel.tensor_model_parallel_size, config.batch.seq_length
+    if config.parallel.sequence_parallel and seq_length % tp:
+        return [
+            f"parallel.sequence_parallel: batch.seq_length: {seq_length} is not a multiple of "
+            f"parallel.tensor_model_parallel_size: {tp}"
+        ]
+    return []
 
 
 def _model_problems(config: RunConfig) -> list[str]:

@@ -30,6 +30,7 @@ def build_model(config: RunConfig) -> nn.Module:
         "precision": config.precision,
         "tensor_model_parallel_size": config.parallel.tensor_model_parallel_size,
         "recompute": config.training.recompute,
+        "sequence_parallel": config.parallel.sequence_parallel,
     }
     if config.model.kind == "gpt":
         return GPT(config.model, **layout)

@@ -23,7 +23,8 @@ class SdpaCoreAttention(torch.nn.Module):
     """softmax(Q K^T / sqrt(D)) V on this rank's heads.
 
     Shapes: S seq_length, B micro-batch, N heads and G query groups on this rank, D head size. Dropout draws
-    from the tensor-parallel stream, because each rank holds other heads.
+    from the tensor-parallel stream, because each rank holds other heads. Under sequence parallelism the whole
+    block already draws from it, and entering it again would repeat its numbers.
     """
 
     def __init__(
@@ -38,6 +39,7 @@ class SdpaCoreAttention(torch.nn.Module):
         self.causal = attn_mask_type == AttnMaskType.causal
         self.dropout = config.attention_dropout
         self.cache: KeyValueStore | None = None
+        self.own_stream = not config.sequence_parallel
 
     def forward(
         self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **_megatron: Any
@@ -59,11 +61,11 @@ class SdpaCoreAttention(torch.nn.Module):
             key, value = self.cache.extend(key, value)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, S, D]
         dropout = self.dropout if self.training else 0.0
-        if dropout > 0.0:
+        if dropout > 0.0 and self.own_stream:
             with get_cuda_rng_tracker().fork():
                 context = self._attend(q, k, v, attention_mask, dropout)
         else:
-            context = self._attend(q, k, v, attention_mask, 0.0)
+            context = self._attend(q, k, v, attention_mask, dropout)
         seq_length, batch = query.shape[:2]
         return context.permute(2, 0, 1, 3).reshape(seq_length, batch, -1)
 

@@ -6,6 +6,7 @@ vocabulary.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import torch
@@ -38,16 +39,22 @@ class BertEmbeddings(nn.Module):
         post = model.norm_position == "post"
         self.norm = block_norm(model, config) if post else nn.Identity()
         self.dropout = nn.Dropout(model.hidden_dropout)
+        self.sequence_parallel = config.sequence_parallel
 
     def forward(self, tokens: Tensor, token_types: Tensor) -> Tensor:
-        """[B, S] ids and segments to [S, B, H] activations."""
+        """[B, S] ids and segments to [S, B, H] activations, [S / TP, B, H] under sequence parallelism."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         summed = (
             self.word_embeddings(tokens)
             + self.position_embeddings(positions)
             + self.token_type_embeddings(token_types)
         )
-        hidden: Tensor = self.dropout(self.norm(summed)).transpose(0, 1).contiguous()
+        hidden: Tensor
+        if self.sequence_parallel:
+            part = tensor_parallel.scatter_to_sequence_parallel_region(summed.transpose(0, 1).contiguous())
+            hidden = self.dropout(self.norm(part))
+        else:
+            hidden = self.dropout(self.norm(summed)).transpose(0, 1).contiguous()
         return hidden
 
 
@@ -99,7 +106,8 @@ class BertEncoder(nn.Module):
             model.norm_position == "post"
         ):  # the paper's initialisation; pre-norm scales output layers by depth
             extra["output_layer_init_method"] = init_method_normal(model.init_std)
-        self.config = transformer_config(model, recompute="none", **layout, **extra)
+        by_megatron = "none" if self.recompute else recompute
+        self.config = transformer_config(model, recompute=by_megatron, **layout, **extra)
         self.embeddings = BertEmbeddings(model, self.config)
         self.layers = nn.ModuleList(
             BertLayer(model, self.config, number + 1) for number in range(model.num_layers)
@@ -122,14 +130,27 @@ class BertEncoder(nn.Module):
             [S, B, H] hidden states and [B, H] pooled first token (dense + tanh; None without pooler).
         """
         attention_mask = padding_mask[:, None, None, :]
-        hidden = self.embeddings(tokens, token_types)
+        if self.config.sequence_parallel:
+            with tensor_parallel.get_cuda_rng_tracker().fork():  # tensor ranks hold different positions
+                part = self._encode(tokens, token_types, attention_mask)
+            # The heads compute the same on every tensor rank, so each takes its slice of their gradient.
+            hidden: Tensor = tensor_parallel.gather_from_sequence_parallel_region(
+                part, tensor_parallel_output_grad=False
+            )
+        else:
+            hidden = self._encode(tokens, token_types, attention_mask)
+        return hidden, None if self.pooler is None else torch.tanh(self.pooler(hidden[0]))
+
+    def _encode(self, tokens: Tensor, token_types: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, S] to [S, B, H], [S / TP, B, H] under sequence parallelism."""
+        hidden: Tensor = self.embeddings(tokens, token_types)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 hidden = tensor_parallel.checkpoint(layer, False, hidden, attention_mask)
             else:
                 hidden = layer(hidden, attention_mask)
-        hidden = self.final_norm(hidden)
-        return hidden, None if self.pooler is None else torch.tanh(self.pooler(hidden[0]))
+        normed: Tensor = self.final_norm(hidden)
+        return normed
 
 
 class BertMaskedLMHead(nn.Module):
@@ -141,10 +162,12 @@ class BertMaskedLMHead(nn.Module):
         self.transform = linear(model.hidden_size, model.hidden_size, model.init_std)
         # Not one of ours: masked positions come from the whole sequence on every tensor-parallel rank.
         self.norm = nn.LayerNorm(model.hidden_size, model.layernorm_epsilon)
+        whole = copy(config)  # the same for the projection: its input is not split
+        whole.sequence_parallel = False
         self.output = VocabularyLinear(
             model.hidden_size,
             padded_vocab_size(model),
-            config=config,
+            config=whole,
             init_method=config.init_method,
             bias=True,
             skip_weight_param_allocation=True,

@@ -21,14 +21,20 @@ from pretrain.config.model import GPTModelConfig, ModelSection
 from pretrain.models.attention import SdpaCoreAttention
 from pretrain.models.norm import norm_class
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 gelu_tanh: Callable[[Tensor], Tensor] = partial(F.gelu, approximate="tanh")
 """The GELU of GPT-2 (Hendrycks & Gimpel, 2016, tanh form)."""
 
 
 def transformer_config(
-    model: ModelSection, *, precision: str, tensor_model_parallel_size: int, recompute: str, **extra: Any
+    model: ModelSection,
+    *,
+    precision: str,
+    tensor_model_parallel_size: int,
+    recompute: str,
+    sequence_parallel: bool = False,
+    **extra: Any,
 ) -> TransformerConfig:
     """megatron-core's configuration of one of our models.
 
@@ -47,13 +53,15 @@ def transformer_config(
         init_method_std=model.init_std,
         params_dtype=DTYPES[precision],
         bf16=precision == "bf16",
+        fp16=precision == "fp16",
         tensor_model_parallel_size=tensor_model_parallel_size,
+        sequence_parallel=sequence_parallel,
         use_cpu_initialization=True,
         gradient_accumulation_fusion=False,
         bias_activation_fusion=False,
         bias_dropout_fusion=False,
         masked_softmax_fusion=False,
-        recompute_granularity="full" if full else None,
+        recompute_granularity=None if recompute == "none" else recompute,
         recompute_method="uniform" if full else None,
         recompute_num_layers=1 if full else None,
         **extra,

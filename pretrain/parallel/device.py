@@ -1,8 +1,8 @@
 """The one place that knows whether ranks compute on CPU or CUDA.
 
-megatron-core draws its random numbers through `torch.cuda`. On a machine without CUDA, `use_cpu_rng` puts the
-CPU generator behind the same functions, so that dropout under tensor parallelism and activation recompute
-run the code that they run on a GPU.
+megatron-core draws its random numbers through `torch.cuda` and allocates the buffers of sequence parallelism
+on `torch.cuda.current_device()`. On a machine without CUDA, `use_cpu` puts the CPU behind the same functions,
+so that dropout, sequence parallelism and activation recompute run the code that they run on a GPU.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class CpuRngTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore[misc]
             torch.set_rng_state(before)
 
 
-def use_cpu_rng() -> None:
-    """Let megatron-core's random functions work on the CPU generator; call once, before a model is built."""
+def use_cpu() -> None:
+    """Let megatron-core draw from the CPU generator and allocate on the CPU; call before a model is built."""
 
     def get_state(*_args: Any, **_kwargs: Any) -> torch.Tensor:
         return torch.get_rng_state()
@@ -63,3 +63,6 @@ def use_cpu_rng() -> None:
     megatron_random._set_cuda_rng_state = set_state
     megatron_random._CUDA_RNG_STATE_TRACKER = CpuRngTracker()
     megatron_random._CUDA_RNG_STATE_TRACKER_INITIALIZED = True
+    # Read as `device=torch.cuda.current_device()`; without CUDA the original only raises.
+    current_device: Any = lambda: torch.device("cpu")  # noqa: E731 (typed: torch says int)
+    torch.cuda.current_device = current_device

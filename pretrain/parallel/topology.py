@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 
 from pretrain.config.environment import world_size_from_environment
 from pretrain.config.errors import ConfigError
-from pretrain.parallel.device import backend, compute_device, use_cpu_rng
+from pretrain.parallel.device import backend, compute_device, use_cpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +49,7 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        use_cpu_rng()
+        use_cpu()
     world_size = world_size_from_environment()
     if world_size % tensor_model_parallel_size:
         raise ConfigError(
@@ -80,6 +80,14 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
 
 def _lone_store() -> Any:
     return dist.HashStore()  # type: ignore[attr-defined]  # public, but missing from __all__
+
+
+def store_server() -> tuple[Any, int]:
+    """A store on this machine where ranks can meet, and its port; it lives as long as the object."""
+    store = dist.TCPStore(  # type: ignore[attr-defined]  # as above
+        "127.0.0.1", 0, is_master=True, wait_for_workers=False
+    )
+    return store, store.port
 
 
 def leave_process_group() -> None:

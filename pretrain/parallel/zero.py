@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from pretrain.config.deepspeed import deepspeed_config
 from pretrain.config.schema import JobConfig
+from pretrain.parallel.loss_scale import LossScale
+from pretrain.parallel.partial_gradients import reduce_partial_gradients
+from pretrain.parallel.rng import seed_step
 from pretrain.parallel.topology import Topology
 
 
@@ -74,6 +77,8 @@ class StepOutcome:
     """Global L2 norm of the gradient before clipping."""
     applied: bool
     """False when DeepSpeed skipped the update because the gradient was not finite."""
+    overflow: bool = False
+    """The update was skipped because fp16 gradients overflowed; the loss scale is lower now."""
 
 
 class Engine:
@@ -92,6 +97,8 @@ class Engine:
         self.zero_stage = config.parallel.zero_stage
         self._at_boundary = False
         self._micro_batches_left = 0
+        if config.parallel.sequence_parallel:
+            reduce_partial_gradients(model, topology)
         self.deepspeed: Any
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
@@ -100,6 +107,8 @@ class Engine:
             mpu=ModelParallelUnit(topology),
             dist_init_required=None,
         )
+        seed_step(config.seed, 0, topology)  # an evaluation before the first step enters the streams too
+        self.loss_scale = LossScale(self.deepspeed.optimizer, config.precision)
         if self.deepspeed.dp_world_size != topology.data_parallel_size:
             raise RuntimeError(
                 f"DeepSpeed sees {self.deepspeed.dp_world_size} data-parallel ranks, "
@@ -140,6 +149,7 @@ class Engine:
             raise RuntimeError("step() before the last micro-batch of the optimizer step")
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
+        can_lower = self.loss_scale.can_lower()
         if self.zero_stage == 0:
             grad_norm = self._clip_whole_gradients()
             if not math.isfinite(grad_norm):
@@ -148,7 +158,10 @@ class Engine:
         else:
             self.deepspeed.step()
             grad_norm = float(self.deepspeed.get_global_grad_norm())
-        return StepOutcome(grad_norm=grad_norm, applied=bool(self.deepspeed.was_step_applied()))
+        applied = bool(self.deepspeed.was_step_applied())
+        overflow = can_lower and not applied
+        self.loss_scale.overflows += overflow
+        return StepOutcome(grad_norm=grad_norm, applied=applied, overflow=overflow)
 
     def discard(self) -> StepOutcome:
         """End an optimizer step after its last micro-batch without an update; gradients are dropped."""
@@ -176,6 +189,7 @@ class Engine:
         # DeepSpeed caches its view of the process groups in module globals; a later engine must look again.
         deepspeed.comm.comm.cdb = None
         deepspeed.utils.groups._WORLD_GROUP = None
+        deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
         deepspeed.utils.groups.mpu = None
 
     def _clip_whole_gradients(self) -> float:

@@ -13,7 +13,6 @@ from pretrain.config.derive import (
     gradient_accumulation_steps,
     padded_vocab_size,
 )
-from pretrain.config.validate import layout_problem
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TINY = REPOSITORY / "configs" / "gpt" / "tiny.yaml"
@@ -147,10 +146,3 @@ def test_contradicting_deepspeed_keys_are_refused(text: str) -> None:
         problem.startswith(key.rsplit(".", 1)[0]) or problem.startswith(key)
         for problem in problems(text, world_size=2)
     )
-
-
-def test_layout_table() -> None:
-    for stage in (0, 1, 2, 3):
-        for tp in (1, 2):
-            assert layout_problem(stage, tp, "fp32") is None
-            assert (layout_problem(stage, tp, "bf16") is None) == (stage > 0)

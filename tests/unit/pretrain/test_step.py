@@ -35,7 +35,7 @@ class Engine:
 
     def step(self, lr):
         self.steps += 1
-        return SimpleNamespace(grad_norm=1.0, applied=True)
+        return SimpleNamespace(grad_norm=1.0, applied=True, overflow=False)
 
 
 @pytest.fixture
