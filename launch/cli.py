@@ -18,6 +18,10 @@ GROUPS: dict[str, tuple[str, str]] = {
     "pretrain": ("pretrain.train", "train in this process (one rank); `launch` starts several"),
     "launch": ("launch.commands", "start a pretraining run on many ranks"),
     "check": ("launch.check", "verify a run's config, data, memory and disk before starting it"),
+    "simulate": (
+        "pretrain.parity.simulate",
+        "build one rank of a large job here: shapes, parameters, memory",
+    ),
     "parity": ("pretrain.parity.command", "prove a config's layouts equal to one rank, on CPU"),
     "finetune": ("finetune.train", "train a checkpoint further for a task"),
     "evaluate": ("finetune.evaluate", "score a finetuned checkpoint on labelled rows"),

@@ -83,9 +83,11 @@ def activation_bytes(config: RunConfig) -> int:
     model, batch, tensor_ranks = config.model, config.batch, config.parallel.tensor_model_parallel_size
     positions = batch.micro_batch_size * batch.seq_length
     wide = 2 if config.precision == "fp32" else 1  # the formula counts two-byte elements
-    layer = wide * positions * (10 * model.hidden_size + split_layer_bytes(model) / tensor_ranks)
+    # What the split layers leave whole is cut over the sequence by sequence parallelism (equation 4).
+    whole = model.hidden_size / (tensor_ranks if config.parallel.sequence_parallel else 1)
+    layer = wide * positions * (10 * whole + split_layer_bytes(model) / tensor_ranks)
     if config.training.recompute == "full":
-        layers = model.num_layers * wide * 2 * positions * model.hidden_size + layer
+        layers = model.num_layers * wide * 2 * positions * whole + layer
     else:
         layers = model.num_layers * layer
     # The loss runs in fp32: logits and their gradient.

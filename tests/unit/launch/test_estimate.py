@@ -48,6 +48,19 @@ def test_tensor_parallelism_splits_24_of_the_34():
     assert two - one == 22 * 128 * 4 * 128
 
 
+@pytest.mark.parametrize(("recompute", "total"), [("none", 34 / 2), ("full", 2 / 2)])
+def test_sequence_parallelism_splits_the_rest(recompute, total):
+    """Korthikanti et al., 2022, equation 4: s*b*h*34/t."""
+    keys = {"parallel__tensor_model_parallel_size": 2, "parallel__sequence_parallel": "true"}
+    one, two = (
+        activation_bytes(
+            config_with(precision="bf16", model__num_layers=n, training__recompute=recompute, **keys)
+        )
+        for n in (1, 2)
+    )
+    assert two - one == total * 128 * 4 * 128
+
+
 @pytest.mark.parametrize(
     ("count", "text"),
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (5 * 2**40, "5.0 TiB"), (2**60, "1048576.0 TiB")],
