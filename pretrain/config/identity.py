@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import yaml
+from pydantic import ValidationError
 
 from pretrain.config.errors import ConfigError
 from pretrain.config.schema import JobConfig
@@ -58,7 +59,7 @@ def check_run_directory(config: JobConfig) -> None:
     if not path.exists() or not _has_progress(path.parent):
         return
     try:
-        stored = _identifying(yaml.safe_load(path.read_text(encoding="utf-8")))
+        stored = _stored_identity(yaml.safe_load(path.read_text(encoding="utf-8")), type(config))
     except (OSError, yaml.YAMLError, AttributeError) as error:
         raise ConfigError(
             f"run_dir: cannot read {path}: {error}; choose another run_dir or remove it"
@@ -99,6 +100,14 @@ def lock_run_directory(run_dir: str) -> TextIO:
 def _has_progress(run_dir: Path) -> bool:
     metrics = run_dir / "metrics.jsonl"
     return any((run_dir / "checkpoints").glob("step-*")) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _stored_identity(data: Any, kind: type[JobConfig]) -> dict[str, Any]:
+    """The identity of a config written by this version or an older one, which lacks the keys added since."""
+    try:
+        return identity(kind.model_validate(data))
+    except ValidationError:  # it has keys or values that are gone: they are named as differences
+        return _identifying(data)
 
 
 def _identifying(data: dict[str, Any]) -> dict[str, Any]:

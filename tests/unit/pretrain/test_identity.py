@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pretrain.config import ConfigError, dump_yaml, load_config
 from pretrain.config.identity import check_run_directory, lock_run_directory
@@ -56,6 +57,25 @@ def test_another_run_is_refused_by_key(tmp_path: Path, text: str, key: str) -> N
         check_run_directory(load_config(TINY, [f"run_dir={tmp_path}", text]))
     assert key in str(caught.value)
     assert str(tmp_path) in str(caught.value)
+
+
+def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_new_keys(tmp_path: Path) -> None:
+    start_in(tmp_path)
+    path = tmp_path / "config.yaml"
+    stored = yaml.safe_load(path.read_text())
+    del stored["model"]["normalization"]
+    path.write_text(yaml.safe_dump(stored))
+    check_run_directory(load_config(TINY, [f"run_dir={tmp_path}"]))
+    with pytest.raises(ConfigError, match=r"model.normalization \(there 'LayerNorm', now 'RMSNorm'\)"):
+        check_run_directory(load_config(TINY, [f"run_dir={tmp_path}", "model.normalization=RMSNorm"]))
+
+
+def test_a_key_that_is_gone_is_named(tmp_path: Path) -> None:
+    start_in(tmp_path)
+    path = tmp_path / "config.yaml"
+    path.write_text(path.read_text().replace("model:", "model:\n  forgotten: 3"))
+    with pytest.raises(ConfigError, match=r"model.forgotten \(there 3, now None\)"):
+        check_run_directory(load_config(TINY, [f"run_dir={tmp_path}"]))
 
 
 def test_an_unreadable_config_is_refused(tmp_path: Path) -> None:
