@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -139,14 +140,20 @@ def _logs(args: argparse.Namespace, record: LaunchRecord) -> int:
         )
     print("\n".join(tail(path, max_lines=args.lines)), flush=True)
     if args.follow:
-        with open(path, encoding="utf-8", errors="replace") as file:
-            file.seek(0, os.SEEK_END)
-            while True:
-                if text := file.read():
-                    print(text, end="", flush=True)
-                else:
-                    time.sleep(FOLLOW_SECONDS)
+        with suppress(KeyboardInterrupt):  # how one stops looking
+            _follow(path)
     return OK
+
+
+def _follow(path: Path) -> None:
+    """Print what is added to a file, until interrupted."""
+    with open(path, encoding="utf-8", errors="replace") as file:
+        file.seek(0, os.SEEK_END)
+        while True:
+            if text := file.read():
+                print(text, end="", flush=True)
+            else:
+                time.sleep(FOLLOW_SECONDS)
 
 
 def _stop(run_dir: Path, record: LaunchRecord) -> int:
