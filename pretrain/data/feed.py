@@ -139,19 +139,25 @@ class Feed:
         key = np.array([corpus.key for corpus in self.corpora])[which]
         return Located(which, SampleIds(key, epoch, sample), numbers, _in_order(found))
 
-    def micro_batch(self, located: Located) -> MicroBatch:
-        """Read samples and make the model's input of them.
+    def micro_batches(self, located: Located, size: int) -> list[MicroBatch]:
+        """Read samples, all at once, and make the model's inputs of them, `size` samples each.
 
         Raises:
             DataError: a shard is missing or damaged, and damaged blocks are not skipped.
         """
+        skipped = None
         try:
-            return self.objective(self._read(located), located.ids)
+            arrays = self._read(located)
         except BadBlock:
             if self.skips is None:
                 raise
-        arrays, skipped = self._read_around(located, self.skips)
-        return leave_out(self.objective(arrays, located.ids), skipped)
+            arrays, skipped = self._read_around(located, self.skips)
+        batches = []
+        for begin in range(0, len(located.numbers), size):
+            rows = slice(begin, begin + size)
+            batch = self.objective([array[rows] for array in arrays], located.ids.take(rows))
+            batches.append(batch if skipped is None else leave_out(batch, skipped[rows]))
+        return batches
 
     def want(self, located: Located) -> None:
         """Say which samples will be read soon; only corpora behind a network act on it."""

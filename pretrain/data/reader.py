@@ -7,6 +7,7 @@ Nothing here knows the order of samples or what they mean. Where the bytes come 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ Tokens = npt.NDArray[np.integer]
 
 
 _NONE = np.empty(0, dtype=np.int64)
+_nbytes = attrgetter("nbytes")
 
 
 class BlockReader:
@@ -108,7 +110,8 @@ class BlockReader:
             chosen, rest = np.flatnonzero(plain), np.flatnonzero(~plain)
             shards, offsets = shards[chosen], offsets[chosen]
             buffers = [buffers[number] for number in chosen.tolist()]
-        if self._source.read_many(shards.tolist(), offsets.tolist(), buffers):
+        wanted = buffers.nbytes if isinstance(buffers, np.ndarray) else sum(map(_nbytes, buffers))
+        if self._source.read_many(shards.tolist(), offsets.tolist(), buffers) == wanted:
             return rest
         return np.arange(len(blocks))
 

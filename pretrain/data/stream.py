@@ -59,10 +59,7 @@ def steps_from(feed: Feed, table: StepTable, plan: RankPlan, consumed_samples: i
                 feed.want(located.take(0, min(ahead, len(located.numbers))))
             elif ahead <= len(located.numbers):
                 feed.want(located.take(ahead - plan.samples, ahead))
-            yield [
-                feed.micro_batch(located.take(at, at + plan.micro_batch_size))
-                for at in range(begin, begin + plan.samples, plan.micro_batch_size)
-            ]
+            yield feed.micro_batches(located.take(begin, begin + plan.samples), plan.micro_batch_size)
         consumed_samples += steps * plan.global_batch_size
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
 
 import numpy as np
@@ -14,9 +14,10 @@ from data_tools.errors import DataError
 from data_tools.shard_format import Manifest, ShardInfo
 from pretrain.data.access.cache import ShardCache
 from pretrain.data.access.errors import AccessError, NoRanges
+from pretrain.data.access.fetching import FetchThreads, check_running, wait_for
 from pretrain.data.access.origin import PIECE_BYTES, Origin
 from pretrain.data.access.retry import Retry, with_retries
-from pretrain.data.access.source import Source, check_running, fill, wait_for
+from pretrain.data.access.source import Source, fill
 
 WINDOW_SHARDS = 600
 """Shards that a shuffle window may read from: one for each of its 512 groups, and some that lie in two."""
@@ -36,9 +37,8 @@ class CachedShards:
         self._shard_of = manifest.blocks["shard"]
         self._tried_again: set[int] = set()
         self._fetches: dict[int, Future[None]] = {}
-        self._pool: ThreadPoolExecutor | None = None
+        self._pool = self._new_pool()
         self._lock = threading.Lock()
-        self._stop = threading.Event()
 
     def read(self, shard: int, block: int, offset: int, buffer: memoryview) -> None:
         """See `Source`. Opens the file for each read: another process may have removed it in between."""
@@ -84,25 +84,23 @@ class CachedShards:
 
     def stop(self) -> None:
         """See `Source`."""
-        self._stop.set()
+        self._pool.stop.set()
 
     def close(self) -> None:
         """See `Source`."""
         with self._lock:
-            pool, self._pool = self._pool, None
+            pool, self._pool = self._pool, self._new_pool()
             self._fetches.clear()
-            self._stop.set()
-            self._stop = threading.Event()
-        if pool:
-            pool.shutdown(wait=False, cancel_futures=True)
+        pool.end()
+
+    def _new_pool(self) -> FetchThreads:
+        return FetchThreads(self._threads, "headwater-shard")
 
     def _begin(self, shard: int) -> Future[None]:
         with self._lock:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="headwater-shard")
             if shard in self._fetches:
                 return self._fetches[shard]
-            future = self._fetches[shard] = self._pool.submit(self._fetch, shard, self._stop)
+            future = self._fetches[shard] = self._pool.submit(self._fetch, shard, self._pool.stop)
         future.add_done_callback(partial(self._forget, shard))  # not under the lock: it may be done already
         return future
 
@@ -118,10 +116,11 @@ class CachedShards:
 
     def _fetched(self, shard: int) -> None:
         """Wait until a shard has been fetched."""
-        check_running(self._stop)
+        stop = self._pool.stop
+        check_running(stop)
         future = self._begin(shard)
         try:
-            wait_for(future, self._stop)
+            wait_for(future, stop)
         finally:
             self._drop(shard, future)
 
@@ -142,14 +141,14 @@ class CachedShards:
 
         def read() -> bytes:
             check_running(stop)
-            return self._origin.read(info.path, start, min(PIECE_BYTES, info.bytes - start))
+            return self._origin.read(info.path, start, min(PIECE_BYTES, info.bytes - start), stop)
 
         _write(descriptor, with_retries(read, self._retry, stop.wait), start)
 
     def _copy_whole(self, info: ShardInfo, descriptor: int, stop: threading.Event) -> None:
         """Copy a shard in one go; one attempt."""
         done = 0
-        for piece in self._origin.stream(info.path):
+        for piece in self._origin.stream(info.path, stop):
             check_running(stop)
             if done + len(piece) > info.bytes:
                 raise AccessError(

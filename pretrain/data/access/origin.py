@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+import threading
+from collections.abc import Coroutine, Iterator
 from typing import Any, Protocol
 
 from data_tools.errors import DataError
 from pretrain.data.access.errors import AccessError, NoRanges, NotFound
+from pretrain.data.access.fetching import wait_for
 
 SLOWEST_BYTES_PER_SECOND = 100_000
 """A request that trickles slower than this is taken for stalled."""
@@ -18,6 +20,8 @@ BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 """HTTP status codes that go away by themselves."""
 BEYOND_THE_END = 416
 """HTTP status of a range that begins behind the end of a file."""
+NEVER = threading.Event()
+"""Is never set."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 """Optional dependencies of Headwater that a scheme needs."""
 
@@ -28,14 +32,20 @@ class Origin(Protocol):
     def name(self, path: str) -> str:
         """A file's URL or command, for messages."""
 
-    def read(self, path: str, start: int, length: int) -> bytes:
+    def read(self, path: str, start: int, length: int, stop: threading.Event = NEVER) -> bytes:
         """Exactly these bytes of a file.
+
+        Args:
+            path: of the file.
+            start: first byte.
+            length: number of bytes.
+            stop: ends the read with an error when it is set.
 
         Raises:
             AccessError: they cannot be had now; `NoRanges` if parts cannot be had at all.
         """
 
-    def stream(self, path: str) -> Iterator[bytes]:
+    def stream(self, path: str, stop: threading.Event = NEVER) -> Iterator[bytes]:
         """A file from its beginning; errors as `read`. An end that comes too early is not noticed."""
 
 
@@ -59,10 +69,10 @@ class UrlOrigin:
         """See `Origin`."""
         return self._template.replace("{shard}", path)
 
-    def read(self, path: str, start: int, length: int) -> bytes:
+    def read(self, path: str, start: int, length: int, stop: threading.Event = NEVER) -> bytes:
         """See `Origin`."""
         try:
-            payload = self._read(self.name(path), start, length)
+            payload = self._read(self.name(path), start, length, stop)
         except Exception as error:
             raise explain(error, self._timeout) from error
         if len(payload) != length:
@@ -73,27 +83,25 @@ class UrlOrigin:
             )
         return payload
 
-    def stream(self, path: str) -> Iterator[bytes]:
+    def stream(self, path: str, stop: threading.Event = NEVER) -> Iterator[bytes]:
         """See `Origin`; only for small files, which come whole."""
         try:
-            yield self._read(self.name(path), None, None)
+            yield self._read(self.name(path), None, None, stop)
         except Exception as error:
             raise explain(error, self._timeout) from error
 
-    def _read(self, url: str, start: int | None, length: int | None) -> bytes:
+    def _read(self, url: str, start: int | None, length: int | None, stop: threading.Event) -> bytes:
         end = None if start is None or length is None else start + length
         if not getattr(self._fs, "async_impl", False):
             payload = self._fs.cat_file(url, start=start, end=end)
         else:
-            payload = self._wait(length, self._fs._cat_file, url, start=start, end=end)
+            payload = self._wait(self._fs._cat_file(url, start=start, end=end), length, stop)
         return bytes(payload)
 
-    def _wait(self, length: int | None, coroutine: Any, *arguments: Any, **named: Any) -> Any:
-        """Run a coroutine function on fsspec's loop, for as long as a healthy read of so many bytes takes."""
-        from fsspec.asyn import sync
-
+    def _wait(self, work: Coroutine[Any, Any, Any], length: int | None, stop: threading.Event) -> Any:
+        """Run a coroutine on fsspec's loop, for as long as a healthy read of so many bytes takes."""
         longest = self._timeout + (length or UNKNOWN_BYTES) / SLOWEST_BYTES_PER_SECOND
-        return sync(self._fs.loop, coroutine, *arguments, timeout=longest, **named)
+        return wait_for(asyncio.run_coroutine_threadsafe(work, self._fs.loop), stop, longest)
 
 
 class HttpOrigin(UrlOrigin):
@@ -102,12 +110,12 @@ class HttpOrigin(UrlOrigin):
     fsspec's own `cat_file` loads the whole file where a server ignores the range; this looks at the answer.
     """
 
-    def stream(self, path: str) -> Iterator[bytes]:
+    def stream(self, path: str, stop: threading.Event = NEVER) -> Iterator[bytes]:
         """See `Origin`."""
         response = None
         try:
-            response = self._wait(PIECE_BYTES, self._open, self.name(path))
-            while piece := self._wait(PIECE_BYTES, _next_piece, response.content, PIECE_BYTES):
+            response = self._wait(self._open(self.name(path)), PIECE_BYTES, stop)
+            while piece := self._wait(_next_piece(response.content, PIECE_BYTES), PIECE_BYTES, stop):
                 yield piece
         except Exception as error:
             raise explain(error, self._timeout) from error
@@ -115,9 +123,9 @@ class HttpOrigin(UrlOrigin):
             if response is not None:
                 self._fs.loop.call_soon_threadsafe(response.close)
 
-    def _read(self, url: str, start: int | None, length: int | None) -> bytes:
+    def _read(self, url: str, start: int | None, length: int | None, stop: threading.Event) -> bytes:
         assert start is not None and length is not None
-        return bytes(self._wait(length, self._get_range, url, start, length))
+        return bytes(self._wait(self._get_range(url, start, length), length, stop))
 
     async def _open(self, url: str, span: str | None = None) -> Any:
         import aiohttp

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import select
 import shlex
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 from data_tools.errors import DataError
 from pretrain.data.access.errors import AccessError, NoRanges
+from pretrain.data.access.fetching import STOP_SECONDS, check_running
+from pretrain.data.access.origin import NEVER
 
 READ_BYTES = 1 << 20
 
@@ -40,11 +44,11 @@ class PipeOrigin:
         quoted = shlex.quote(path) if self._template.startswith("pipe:") else path
         return self._template.replace("{shard}", quoted)
 
-    def read(self, path: str, start: int, length: int) -> bytes:
+    def read(self, path: str, start: int, length: int, stop: threading.Event = NEVER) -> bytes:
         """See `Origin`: never."""
         raise NoRanges("a pipe gives whole shards only; set data.access: cache")
 
-    def stream(self, path: str) -> Iterator[bytes]:
+    def stream(self, path: str, stop: threading.Event = NEVER) -> Iterator[bytes]:
         """See `Origin`. What the command says on stderr goes to ours; a failed command is an error."""
         try:
             stream = self._gopen(self.name(path))
@@ -52,16 +56,19 @@ class PipeOrigin:
             raise AccessError(f"cannot be opened: {error}", transient=True) from error
         finished = False
         try:
-            while piece := self._next(stream):
+            while piece := self._next(stream, stop):
                 yield piece
             finished = True
         finally:
             _end(stream, finished)
 
-    def _next(self, stream: Any) -> bytes:
+    def _next(self, stream: Any, stop: threading.Event) -> bytes:
         source = getattr(stream, "stream", stream)  # gopen wraps the output of a command
-        if not select.select([source], [], [], self._timeout)[0]:
-            raise AccessError(f"no data came for {self._timeout:g} s", transient=True)
+        give_up = time.monotonic() + self._timeout
+        while not select.select([source], [], [], min(STOP_SECONDS, self._timeout))[0]:
+            check_running(stop)
+            if time.monotonic() > give_up:
+                raise AccessError(f"no data came for {self._timeout:g} s", transient=True)
         try:
             return os.read(source.fileno(), READ_BYTES)
         except OSError as error:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import numpy as np
 import xxhash
 
 from data_tools.shard_format import Manifest
 from pretrain.data.access.errors import AccessError
+from pretrain.data.access.fetching import FetchThreads, check_running, wait_for
 from pretrain.data.access.origin import Origin
 from pretrain.data.access.retry import Retry, with_retries
-from pretrain.data.access.source import check_running, wait_for
 
 AHEAD_SHARE = 4
 """One `want` may fill this part of the memory; more would drive out what is needed now."""
@@ -50,8 +50,7 @@ class RangeShards:
         self._memory, self._used = memory_bytes, 0
         self._pieces: OrderedDict[tuple[int, bool], tuple[Future[bytes], int]] = OrderedDict()
         self._lock = threading.Lock()
-        self._pool: ThreadPoolExecutor | None = None
-        self._stop = threading.Event()
+        self._pool = self._new_pool()
 
     def read(self, shard: int, block: int, offset: int, buffer: memoryview) -> None:
         """See `Source`."""
@@ -81,18 +80,18 @@ class RangeShards:
 
     def stop(self) -> None:
         """See `Source`."""
-        self._stop.set()
+        self._pool.stop.set()
 
     def close(self) -> None:
         """See `Source`."""
         with self._lock:
-            pool, self._pool = self._pool, None
+            pool, self._pool = self._pool, self._new_pool()
             self._pieces.clear()
             self._used = 0
-            self._stop.set()
-            self._stop = threading.Event()
-        if pool:
-            pool.shutdown(wait=False, cancel_futures=True)
+        pool.end()
+
+    def _new_pool(self) -> FetchThreads:
+        return FetchThreads(self._threads, "headwater-range")
 
     def _payload(self, key: tuple[int, bool]) -> bytes:
         with self._lock:
@@ -101,8 +100,9 @@ class RangeShards:
                 found = self._start(key)
             else:
                 self._pieces.move_to_end(key)
+            stop = self._pool.stop
         try:
-            return wait_for(found[0], self._stop)
+            return wait_for(found[0], stop)
         except AccessError:
             with self._lock:
                 if self._pieces.get(key) is found:  # a later read tries anew
@@ -112,10 +112,8 @@ class RangeShards:
 
     def _start(self, key: tuple[int, bool]) -> tuple[Future[bytes], int]:
         """Queue the fetch of a piece; the lock is held."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="headwater-range")
         size = self._place(*key)[1]
-        found = self._pieces[key] = self._pool.submit(self._fetch, *key, self._stop), size
+        found = self._pieces[key] = self._pool.submit(self._fetch, *key, self._pool.stop), size
         self._used += size
         while self._used > self._memory and len(self._pieces) > 1:
             _, (future, freed) = self._pieces.popitem(last=False)
@@ -140,7 +138,7 @@ class RangeShards:
         def once() -> bytes:
             nonlocal wrong
             check_running(stop)
-            payload = self._origin.read(path, begin, length)
+            payload = self._origin.read(path, begin, length, stop)
             if self._digest(block, lengths, payload) != int(row["lengths_xxh3" if lengths else "xxh3"]):
                 wrong += 1  # once may be the network's fault, twice is the shard's
                 what = "lengths of documents" if lengths else "tokens"

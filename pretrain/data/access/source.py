@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Iterable
-from concurrent.futures import CancelledError, Future, wait
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from pretrain.data.access.errors import AccessError
-
-CLOSED = "the reader was closed"
-STOP_SECONDS = 0.1
-"""How soon a read that waits for another thread notices that it was stopped."""
-
-Result = TypeVar("Result")
 
 
 class Source(Protocol):
@@ -49,28 +41,6 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Give back descriptors and threads; the source may be used again."""
-
-
-def wait_for(future: Future[Result], stop: threading.Event) -> Result:
-    """The result of a fetch in another thread; waits for it, but not for longer than until `stop`.
-
-    Raises:
-        AccessError: the fetch failed, or the source was stopped.
-    """
-    while not stop.is_set() and not wait([future], STOP_SECONDS).done:
-        pass
-    if stop.is_set():
-        raise AccessError(CLOSED)
-    try:
-        return future.result()
-    except CancelledError as error:
-        raise AccessError(CLOSED) from error
-
-
-def check_running(stop: threading.Event) -> None:
-    """Raises an `AccessError` after `stop`."""
-    if stop.is_set():
-        raise AccessError(CLOSED)
 
 
 def fill(descriptor: int, buffer: memoryview, offset: int) -> None:

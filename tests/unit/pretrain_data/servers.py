@@ -15,10 +15,11 @@ class Server(ThreadingHTTPServer):
 
     Attributes:
         faults: what happens to the next requests of paths that contain a word: (word, fault), in order; each
-            is used once. Faults: an HTTP status, "drop" (half of the body), "stall", "short".
+            is used once. Faults: an HTTP status, "drop" (half of the body), "stall", "short", "none".
         ranges: whether Range is understood.
         requests: how often each path was asked for.
         sent: bytes of bodies.
+        stalled: set when a request stalls.
     """
 
     daemon_threads = True
@@ -30,7 +31,7 @@ class Server(ThreadingHTTPServer):
         self.requests: Counter[str] = Counter()
         self.sent = 0
         self.lock = threading.Lock()
-        self.release = threading.Event()
+        self.release, self.stalled = threading.Event(), threading.Event()
 
     @property
     def url(self) -> str:
@@ -72,6 +73,7 @@ class Handler(BaseHTTPRequestHandler):
             self.head(status, len(body))
             self.wfile.write(body[:10])
             self.wfile.flush()
+            self.server.stalled.set()
             self.server.release.wait(30)
             self.close_connection = True
         elif fault == "drop":
