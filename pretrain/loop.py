@@ -51,7 +51,7 @@ def _fit(job: Job, reporter: Reporter, saves: Saves, bad_steps: BadSteps, positi
     while position.step < training.train_steps and not consent.stop and not job.is_finished_early:
         job.watchdog.enter("data", position.step + 1)
         profile.step_begins(position.step)
-        with record_function("phase: data"):
+        with record_function("phase: data"), reporter.waiting_for_data():
             micro_batches = next(job.stream)
         fault("train")
         seed_step(job.config.seed, position.step, job.topology)

@@ -25,6 +25,15 @@ class Clock:
         """Count from here."""
         self._time, self._step = time.perf_counter(), step
         self._samples, self._tokens = self._stream.consumed_samples, self._stream.consumed_tokens
+        self._waited = 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Training waited for data."""
+        self._waited += seconds
+
+    def waited_per_step(self, step: int) -> float:
+        """Seconds that a step waited for data, on average."""
+        return self._waited / max(1, step - self._step)
 
     def per_step(self, step: int) -> tuple[float, float, float]:
         """Seconds, samples and tokens of a step, on average."""
@@ -46,6 +55,13 @@ class Reporter:
         """Print one line."""
         self._metrics.say(text)
 
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """What happens inside counts as `data_wait_seconds`, and as part of `step_seconds`."""
+        begin = time.perf_counter()
+        yield
+        self._clock.waited(time.perf_counter() - begin)
+
     def step(self, step: int, lr: float, result: StepMetrics, bad: BadSteps) -> None:
         """Log a step.
 
@@ -56,6 +72,7 @@ class Reporter:
         if job.topology.is_main:
             job.claim.check()
         seconds, samples, tokens = self._clock.per_step(step)
+        waited = self._clock.waited_per_step(step)
         self._clock.restart(step)
         if job.ledger:
             job.ledger.reached(step, job.stream.consumed_samples)
@@ -67,7 +84,7 @@ class Reporter:
             "skipped_steps": bad.skipped,
             "rollbacks": bad.rollbacks,
         }
-        values |= self._speed(seconds, samples, tokens)
+        values |= self._speed(seconds, samples, tokens) | {"data_wait_seconds": waited}
         values |= {f"epoch/{name}": epoch for name, epoch in job.stream.epochs().items()}
         if job.topology.is_main:
             values |= job.extra_metrics()

@@ -73,7 +73,10 @@ def settings(corpus: Path, run_dir: Path, steps: int, **bad_steps: Any) -> dict[
 
 def rows(run_dir: Path) -> list[dict[str, Any]]:
     found = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    timing = ("step_seconds", "tokens_per_second", "model_tflops", "mfu", "save_stall_seconds")
+    timing = (
+        *("step_seconds", "data_wait_seconds", "tokens_per_second"),
+        *("model_tflops", "mfu", "save_stall_seconds"),
+    )
     return [{name: value for name, value in row.items() if name not in timing} for row in found]
 
 

@@ -100,5 +100,8 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
 
 def trajectory(run_dir: Path) -> list[dict[str, float]]:
     """What must repeat exactly: every loss, norm, rate and position, without times."""
-    timing = ("step_seconds", "tokens_per_second", "model_tflops", "mfu", "save_stall_seconds")
+    timing = (
+        *("step_seconds", "data_wait_seconds", "tokens_per_second"),
+        *("model_tflops", "mfu", "save_stall_seconds"),
+    )
     return [{name: value for name, value in row.items() if name not in timing} for row in rows(run_dir)]
