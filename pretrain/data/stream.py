@@ -13,6 +13,7 @@ when it goes on (other weights, corpora, seq_length): then the state gets one mo
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.schema import RunConfig
-from pretrain.data.feed import Feed, Split
+from pretrain.data.feed import Feed, Located, Split
 from pretrain.data.objectives import MicroBatch
 from pretrain.data.opening import open_feed
 from pretrain.data.prefetch import Prefetcher
@@ -47,6 +48,16 @@ def steps_from(feed: Feed, table: StepTable, plan: RankPlan, consumed_samples: i
         plan: the rank.
         consumed_samples: where a step begins.
     """
+    ahead: deque[Located] = deque()
+    for located in _located_steps(feed, table, plan, consumed_samples):
+        feed.want(located)
+        ahead.append(located)
+        if len(ahead) > WANT_STEPS:
+            yield feed.micro_batches(ahead.popleft(), plan.micro_batch_size)
+
+
+def _located_steps(feed: Feed, table: StepTable, plan: RankPlan, consumed_samples: int) -> Iterator[Located]:
+    """Where the samples of each of those steps lie."""
     while True:
         stage, left = table.stage_of_sample(consumed_samples)
         plan = replace(plan, global_batch_size=stage.size)
@@ -54,12 +65,7 @@ def steps_from(feed: Feed, table: StepTable, plan: RankPlan, consumed_samples: i
         steps = steps if left is None else min(steps, left)
         located = feed.locate(plan.numbers(consumed_samples, steps))
         for begin in range(0, steps * plan.samples, plan.samples):
-            ahead = begin + WANT_STEPS * plan.samples
-            if begin == 0:
-                feed.want(located.take(0, min(ahead, len(located.numbers))))
-            elif ahead <= len(located.numbers):
-                feed.want(located.take(ahead - plan.samples, ahead))
-            yield feed.micro_batches(located.take(begin, begin + plan.samples), plan.micro_batch_size)
+            yield located.take(begin, begin + plan.samples)
         consumed_samples += steps * plan.global_batch_size
 
 

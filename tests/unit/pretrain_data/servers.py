@@ -74,7 +74,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[:10])
             self.wfile.flush()
             self.server.stalled.set()
-            self.server.release.wait(30)
+            self.server.release.wait(60)
             self.close_connection = True
         elif fault == "drop":
             self.head(status, len(body))

@@ -9,9 +9,12 @@ import pytest
 
 from data_tools.errors import DataError
 from pretrain.data import open_stream
+from pretrain.data import stream as stream_module
 from pretrain.data.access import retry as retry_module
 from pretrain.data.access.errors import AccessError
 from pretrain.data.access.retry import Retry, with_retries
+from pretrain.data.feed import Feed
+from pretrain.data.stream import WANT_STEPS
 from tests.unit.pretrain_data.servers import serve
 from tests.unit.pretrain_data.support import run_config, write_corpus
 
@@ -239,3 +242,16 @@ def test_delays_grow_with_jitter_and_stay_bounded(monkeypatch):
     with pytest.raises(AccessError, match=r"busy \(tried 4 times\)") as raised:
         with_retries(fails, Retry(4, 1.0, 3.0), waits.append)
     assert calls == 4 and waits == [1, 2, 3] and not raised.value.transient
+
+
+def test_look_ahead_does_not_end_where_located_samples_end(server, tmp_path, monkeypatch):
+    """Samples are located in chunks; what comes after a chunk is announced as early as what is in it."""
+    announced: list[int] = []
+    monkeypatch.setattr(stream_module, "LOCATE_STEPS", 5)
+    monkeypatch.setattr(Feed, "want", lambda _, located: announced.append(int(located.numbers[0])))
+    run = config("gpt", tmp_path, server.url, "range", prefetch_steps=0)
+    with open_stream(run) as stream:
+        size = run.batch.global_batch_size
+        for step in range(17):
+            next(stream)
+            assert announced == list(range(0, (step + WANT_STEPS + 1) * size, size))
