@@ -159,6 +159,8 @@ class Engine:
             self.deepspeed.step()
             grad_norm = float(self.deepspeed.get_global_grad_norm())
         applied = bool(self.deepspeed.was_step_applied())
+        if not applied:
+            _forget_gradients(self.deepspeed.optimizer)
         overflow = can_lower and not applied
         self.loss_scale.overflows += overflow
         return StepOutcome(grad_norm=grad_norm, applied=applied, overflow=overflow)
@@ -173,6 +175,7 @@ class Engine:
         else:
             with _reported_overflow(self.deepspeed.optimizer):
                 self.deepspeed.step()
+            _forget_gradients(self.deepspeed.optimizer)
         return StepOutcome(grad_norm=math.nan, applied=False)
 
     def eval_mode(self) -> None:
@@ -235,6 +238,17 @@ def _reported_overflow(optimizer: Any) -> Iterator[None]:
     finally:
         for name in patched:
             delattr(optimizer, name)  # the class's own again
+
+
+def _forget_gradients(optimizer: Any) -> None:
+    """Drop the fp32 sums that stages 1 and 2 keep after an update that was left out.
+
+    With an offloaded optimizer DeepSpeed 0.19.8 forgets to, and adds the next step's gradients to them.
+    """
+    for name in ("averaged_gradients", "all_grad_tensors"):
+        sums = getattr(optimizer, name, None)
+        if sums and hasattr(optimizer, "single_partition_of_fp32_groups"):
+            sums.update(dict.fromkeys(sums))
 
 
 def _quiet_deepspeed() -> None:

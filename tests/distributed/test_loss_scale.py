@@ -109,3 +109,41 @@ def test_overflow_on_one_rank_everywhere(
     pool: RankPool, tmp_path: Path, tp: int, stage: int, offload: bool
 ) -> None:
     check(pool.run(OVERFLOW, tp=tp, stage=stage, save=str(tmp_path), offload=offload))
+
+
+def without_step_one(stage: int, precision: str, discard: bool) -> list[Any]:
+    """Weights after steps 0 and 2 with an offloaded optimizer; step 1 is left out or never happens."""
+    from pretrain.checkpoint.fragments import RankState
+    from pretrain.models import build_model
+    from pretrain.optimizer import build_optimizer
+    from pretrain.parallel.rng import seed_initialization
+    from pretrain.parallel.topology import initialize_topology
+    from pretrain.parallel.zero import Engine
+    from pretrain.step import train_step
+    from tests.support.training import Layout, micro_batches, tiny_config
+
+    zero = {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}
+    config = tiny_config("gpt", Layout(1, stage, precision), deepspeed=zero)
+    topology = initialize_topology(1)
+    seed_initialization(config.seed)
+    model = build_model(config)
+    engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
+    for step in (0, 1, 2) if discard else (0, 2):
+        batches = micro_batches("gpt", step, topology.data_parallel_rank, topology.data_parallel_size)
+        train_step(engine, batches, 1e-3, accept=lambda loss, step=step: step != 1)
+    flats = [flat.clone() for flat in RankState(engine).flats]
+    engine.close()
+    return flats
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "precision"), [(1, "fp32"), (2, "bf16"), (1, "bf16"), (3, "bf16")])
+def test_a_discarded_step_leaves_no_gradients_with_offload(
+    pool: RankPool, stage: int, precision: str
+) -> None:
+    function = "tests.distributed.test_loss_scale:without_step_one"
+    with_it, without = (
+        pool.run(function, stage=stage, precision=precision, discard=discard)[0] for discard in (True, False)
+    )
+    assert all(bool((a == b).all()) for a, b in zip(with_it, without, strict=True))
