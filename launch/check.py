@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.arguments import add_run_arguments, positive_int
 from launch.check_cluster import cluster_findings, smallest_world_size
 from launch.check_data import data_findings
 from launch.cluster import load_cluster
 from launch.estimate import checkpoint_bytes, rank_memory, readable_bytes, readable_count
 from launch.findings import Finding, has_errors, report
 from pretrain.config import ConfigError, RunConfig, load_config
+from pretrain.config.arguments import add_run_arguments, positive_int
 from pretrain.config.derive import (
     data_parallel_size,
     gradient_accumulation_steps,

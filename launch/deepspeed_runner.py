@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.arguments import add_run_arguments, positive_int
 from launch.check_data import data_findings
 from launch.machine import free_port
 from launch.record import LaunchRecord, write_record
 from pretrain.config import ConfigError, load_config
+from pretrain.config.arguments import add_run_arguments, positive_int
 from pretrain.config.identity import check_run_directory
 
 BACKENDS = {"pdsh": "pdsh", "openmpi": "ompi_info"}

@@ -10,9 +10,9 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from pretrain.config import exit_codes
+from pretrain.config.arguments import add_run_arguments
 
 EXAMPLES = """examples:
   headwater pretrain --config configs/gpt/tiny.yaml
@@ -49,16 +49,7 @@ def parse_arguments(
         epilog=examples,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="YAML file of the run")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        action="extend",
-        nargs="+",
-        default=[],
-        metavar="A.B=C",
-        help="override a key; repeatable",
-    )
+    add_run_arguments(parser)
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
     )  # ranks read LOCAL_RANK

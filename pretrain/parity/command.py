@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pretrain.config import ConfigError, load_config
+from pretrain.config.arguments import add_run_arguments
 from pretrain.parity.layouts import Layout, product_of_layouts
 from pretrain.parity.shrink import shrunk
 
@@ -117,11 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="run configuration (YAML)")
-    parser.add_argument(
-        "--set", dest="overrides", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
-        help="override keys of the config",
-    )  # fmt: skip
+    add_run_arguments(parser)
     which = parser.add_mutually_exclusive_group()
     which.add_argument(
         "--layouts", nargs="+", metavar="LAYOUT", help="what to compare; a usual set by default"

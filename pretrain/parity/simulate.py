@@ -8,9 +8,9 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from pretrain.config import ConfigError, RunConfig, load_config
+from pretrain.config.arguments import add_run_arguments
 
 EXAMPLES = """examples:
   headwater simulate --config configs/gpt/175b.yaml --nproc 1024 --rank 777
@@ -133,11 +133,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="run configuration (YAML)")
-    parser.add_argument(
-        "--set", dest="overrides", action="extend", nargs="+", default=[], metavar="KEY=VALUE",
-        help="override keys of the config",
-    )  # fmt: skip
+    add_run_arguments(parser)
     parser.add_argument("--nproc", type=int, required=True, metavar="N", help="ranks of the job")
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="which one to build (default 0)")
     return parser
