@@ -3,9 +3,9 @@
     python -m benchmarks.prepare_memory --gigabytes 1 4 --cases plain dedup
 
 For each size, jsonl of lines of Python's standard library, drawn at random, so that no documents are alike
-but for one in 50, which comes twice. The tokenizer is a small one. Printed is the largest resident set
-of any one process (VmHWM of the kernel, file pages that it maps included), and the largest sum over all
-processes at one moment. Needs free disk of about three times the largest size.
+but for one in --copies-every, which is a copy of an earlier one. The tokenizer is a small one. Printed is
+the largest resident set of any one process (VmHWM of the kernel, file pages that it maps included), and the
+largest sum over all processes at one moment. Needs free disk of about three times the largest size.
 """
 
 from __future__ import annotations
@@ -56,19 +56,17 @@ class Peak:
         self.tree = max(self.tree, total)
 
 
-def write_input(path: Path, size: int) -> None:
-    """Write about `size` bytes of documents."""
+def write_input(path: Path, size: int, copies_every: int) -> None:
+    """Write about `size` bytes of documents, of which some are copies of one from the first half so far."""
     library = Path(sysconfig.get_paths()["stdlib"])
     sources = (p.read_text(errors="replace") for p in sorted(library.glob("**/*.py")) if "bad" not in p.name)
     lines = [line for text in sources for line in text.splitlines() if line.strip()]
-    draw = random.Random(1)
     written = number = 0
     with path.open("w", buffering=1 << 20) as file:
         while written < size:
+            draw = random.Random(number // 2 if number % copies_every == 1 else number)
             text = "\n".join(draw.choices(lines, k=draw.randint(*LINES_IN_DOCUMENT)))
-            record = json.dumps({"text": text, "id": str(number)}) + "\n"
-            for _ in range(1 + (number % 50 == 0)):
-                written += file.write(record)
+            written += file.write(json.dumps({"text": text, "id": str(number)}) + "\n")
             number += 1
 
 
@@ -92,6 +90,7 @@ def main() -> None:
     )
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[1.0, 4.0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--copies-every", type=int, default=50)
     parser.add_argument("--workers", default="2")
     parser.add_argument("--directory", type=Path, help="where to work (default: the temporary directory)")
     arguments = parser.parse_args()
@@ -99,12 +98,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         directory = Path(name)
         sample, tokenizer = directory / "sample.jsonl", directory / "tokenizer.model"
-        write_input(sample, 3_000_000)
+        write_input(sample, 3_000_000, arguments.copies_every)
         train = ["--vocab-size", "1000", "--max-train-mb", "1", "--out", str(tokenizer)]
         measure([*HEADWATER, "data", "tokenizer", "--input", str(sample), *train])
         for gigabytes in arguments.gigabytes:
             source = directory / "input.jsonl"
-            write_input(source, int(gigabytes * 1e9))
+            write_input(source, int(gigabytes * 1e9), arguments.copies_every)
             for case in arguments.cases:
                 clean = directory / "clean.yaml"
                 clean.write_text(CASES[case])

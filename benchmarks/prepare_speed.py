@@ -2,88 +2,134 @@
 
     python -m benchmarks.prepare_speed --megatron-lm PATH_TO_CHECKOUT
 
-Every repeat runs each of them once, with the same text, vocabulary and number of workers:
+Every round runs each of them once, with the same text, vocabulary and number of workers:
 
-- sentencepiece alone, batches of documents that are in memory already, in threads and in processes;
-- `headwater data prepare` as a whole: from the command to the published corpus, start-up included;
-- Megatron-LM's tools/preprocess_data.py: as a whole, and the rate it reports itself, without its start-up.
+- sentencepiece alone: batches of documents that are in memory already, in threads and in processes;
+- `headwater data prepare` and Megatron-LM's tools/preprocess_data.py: the whole command, on all documents and
+  on every third one. "as a whole" is the rate of the command on all documents, start-up included. "steady" is
+  the difference in text over the difference in time: the rate without what does not grow with the text.
 
-The text is what is installed of Debian's linux-doc and python3-doc (or --documents): 100 MB and more. The
-vocabulary is trained on it first. Megatron-LM needs a checkout of release core_v0.16.1 and the package
-triton.
+In the first round the ids of prepare and of preprocess_data.py are compared, document by document.
+
+The text is documentation of Debian (`debian_docs`) or --text, a jsonl file. The vocabulary is trained on it
+first. Both stay in --directory, if that is given. Megatron-LM needs a checkout of release core_v0.16.1 and
+the package triton.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
-import html
 import json
 import multiprocessing
 import os
-import re
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import sentencepiece
 
-DOCUMENTS = [
-    *sorted(Path("/usr/share/doc").glob("linux-doc-*")),
-    *sorted(Path("/usr/share/doc").glob("python3.*")),
-]
-TEXT_SUFFIXES = {".txt", ".rst", ".html", ".dot", ".json", ""}
-TAGS = re.compile(r"(?s)<(script|style).*?</\1>|<[^>]+>")
+from benchmarks.debian_docs import PACKAGES, collect
+from benchmarks.table import environment
+from data_tools.provenance import read_provenance
+from data_tools.shard_format import load_manifest
+from data_tools.shard_reader import iterate_documents
+
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+SAMPLE = 3
+"""Every third document makes the smaller text."""
+BATCH = 256
+OURS = "headwater data prepare"
+MEGATRON = "Megatron-LM preprocess_data.py"
 
 
-def collect(directories: list[Path], out: Path) -> float:
-    """Write every text file below the directories as a line of JSON; returns MB of text."""
-    size = 0
-    with out.open("w") as file:
-        for path in sorted(path for directory in directories for path in directory.rglob("*")):
-            name = Path(path.stem if path.suffix == ".gz" else path.name)
-            if path.is_symlink() or not path.is_file() or name.suffix not in TEXT_SUFFIXES:
-                continue
-            raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-            text = raw.decode("utf-8", "ignore")
-            if name.suffix == ".html":
-                text = re.sub(r"\n\s*\n+", "\n\n", html.unescape(TAGS.sub("", text)))
-            if text.strip():
-                file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
-                size += len(text.encode())
-    return size / 1e6
+class Text(NamedTuple):
+    """A jsonl file and its size in MB of text."""
+
+    path: Path
+    size: float
 
 
-def headwater(*arguments: str) -> None:
-    """Run a command and wait for it."""
-    subprocess.run([sys.executable, "-m", "launch.cli", "data", *arguments], check=True, env=ENVIRONMENT)
+@dataclass(frozen=True)
+class Setting:
+    """What all commands have in common.
+
+    Attributes:
+        directory: where to work.
+        whole, part: all documents; every third.
+        model: the vocabulary.
+        workers: processes.
+        megatron: checkout of Megatron-LM, or None.
+    """
+
+    directory: Path
+    whole: Text
+    part: Text
+    model: Path
+    workers: int
+    megatron: Path | None
+
+    def prepare(self, text: Text, out: Path, *options: str) -> list[str]:
+        """The command that makes a corpus."""
+        return [
+            sys.executable, "-m", "launch.cli", "data", "prepare", "--input", str(text.path),
+            "--tokenizer", str(self.model), "--out", str(out), "--workers", str(self.workers), *options,
+        ]  # fmt: skip
+
+    def preprocess(self, text: Text, prefix: Path) -> list[str]:
+        """Megatron-LM's command."""
+        return [
+            sys.executable, f"{self.megatron}/tools/preprocess_data.py", "--input", str(text.path),
+            "--output-prefix", str(prefix), "--tokenizer-type", "SentencePieceTokenizer",
+            "--tokenizer-model", str(self.model), "--workers", str(self.workers), "--log-interval", "100000",
+        ]  # fmt: skip
 
 
-def bare_threads(model: Path, texts: list[str], workers: int) -> float:
-    """Seconds to encode all texts in one process with so many threads."""
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+def seconds_of(command: list[str]) -> float:
+    """Run a command; how long it took."""
     begin = time.perf_counter()
-    for start in range(0, len(texts), 256):
-        processor.encode_as_numpy(texts[start : start + 256], num_threads=workers)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
     return time.perf_counter() - begin
 
 
-def bare_processes(model: Path, texts: list[str], workers: int) -> float:
-    """Seconds that the slowest of so many processes needs to encode its share, without its start."""
+def texts_of(text: Text) -> list[str]:
+    """The documents."""
+    with text.path.open() as lines:
+        return [json.loads(line)["text"] for line in lines]
+
+
+def bare_threads(setting: Setting) -> float:
+    """MB/s in one process with so many threads."""
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(setting.model))
+    texts = texts_of(setting.part)
+    begin = time.perf_counter()
+    for start in range(0, len(texts), BATCH):
+        processor.encode_as_numpy(texts[start : start + BATCH], num_threads=setting.workers)
+    return setting.part.size / (time.perf_counter() - begin)
+
+
+def bare_processes(setting: Setting) -> float:
+    """MB/s of so many processes, by the slowest one, without their start."""
+    texts, workers = texts_of(setting.part), setting.workers
     barrier = multiprocessing.Barrier(workers)
     results: multiprocessing.Queue[float] = multiprocessing.Queue()
 
     def work(share: list[str]) -> None:
-        processor = sentencepiece.SentencePieceProcessor(model_file=str(model))
+        processor = sentencepiece.SentencePieceProcessor(model_file=str(setting.model))
         barrier.wait()
         begin = time.perf_counter()
-        for start in range(0, len(share), 256):
-            processor.encode_as_numpy(share[start : start + 256], num_threads=1)
+        for start in range(0, len(share), BATCH):
+            processor.encode_as_numpy(share[start : start + BATCH], num_threads=1)
         results.put(time.perf_counter() - begin)
 
     context = multiprocessing.get_context("fork")
@@ -93,31 +139,92 @@ def bare_processes(model: Path, texts: list[str], workers: int) -> float:
     seconds = max(results.get() for _ in processes)
     for process in processes:
         process.join()
-    return seconds
+    return setting.part.size / seconds
 
 
-def prepare(model: Path, source: Path, out: Path, workers: int, *options: str) -> float:
-    """Seconds of `headwater data prepare`."""
-    begin = time.perf_counter()
-    headwater(
-        "prepare", "--input", str(source), "--tokenizer", str(model), "--out", str(out),
-        "--workers", str(workers), *options,
-    )  # fmt: skip
-    return time.perf_counter() - begin
+def rates_of(setting: Setting, command: Callable[[Text], list[str]]) -> tuple[float, float]:
+    """MB/s of a command as a whole, and steady."""
+    whole, part = (seconds_of(command(text)) for text in (setting.whole, setting.part))
+    return setting.whole.size / whole, (setting.whole.size - setting.part.size) / (whole - part)
 
 
-def megatron(checkout: Path, model: Path, source: Path, out: Path, workers: int) -> tuple[float, float]:
-    """(seconds as a whole, MB/s that it reports last) of preprocess_data.py."""
-    command = [sys.executable, str(checkout / "tools" / "preprocess_data.py"), "--input", str(source)]
-    command += ["--output-prefix", str(out), "--tokenizer-type", "SentencePieceTokenizer"]
-    command += ["--tokenizer-model", str(model), "--workers", str(workers), "--log-interval", "20"]
-    begin = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=1800)
-    seconds = time.perf_counter() - begin
-    rates = re.findall(r"([\d.]+) MB/s", done.stderr)
-    if done.returncode or not rates:
-        raise SystemExit(f"preprocess_data.py failed:\n{done.stderr[-2000:]}")
-    return seconds, float(rates[-1]) * 1.048576  # it counts MiB
+def compare_ids(corpus: Path, prefix: Path) -> int:
+    """Compare the ids of every document in a corpus of ours with Megatron-LM's; returns how many ids."""
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+
+    ours = sorted(stored(corpus), key=lambda document: document[0])
+    theirs = IndexedDataset(f"{prefix}_text_document")
+    if len(ours) != len(theirs):
+        raise SystemExit(f"{len(ours)} documents of ours, {len(theirs)} of Megatron-LM")
+    for number, (_, tokens) in enumerate(ours):
+        if not np.array_equal(tokens, theirs[number]):
+            raise SystemExit(f"document {number}: the ids differ")
+    return sum(len(tokens) for _, tokens in ours)
+
+
+def stored(corpus: Path) -> Iterator[tuple[int, npt.NDArray[np.integer]]]:
+    """(place in the input, ids without the end of document) of each document."""
+    for split in ("train", "validation"):
+        manifest = load_manifest(corpus / split)
+        paths = [shard.provenance.path for shard in manifest.shards if shard.provenance is not None]
+        origins = (origin for path in paths for origin in read_provenance(corpus / split / path))
+        for origin, (tokens, _) in zip(origins, iterate_documents(manifest), strict=True):
+            yield origin.position, tokens[:-1]
+
+
+def compare(setting: Setting, rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Rates by name, and how many ids were compared."""
+    rates: dict[str, list[float]] = {}
+    ids, directory = 0, setting.directory / "made"
+    for number in range(rounds):
+        directory.mkdir()
+        commands: dict[str, Callable[[Text], list[str]]] = {
+            OURS: lambda text: setting.prepare(text, directory / text.path.stem),
+            f"{OURS} --sentences": lambda text: setting.prepare(
+                text, directory / f"{text.path.stem}-sentences", "--sentences"
+            ),
+        }
+        if setting.megatron:
+            commands[MEGATRON] = lambda text: setting.preprocess(
+                text, directory / f"{text.path.stem}-megatron"
+            )
+        found = {
+            "sentencepiece, threads": bare_threads(setting),
+            "sentencepiece, processes": bare_processes(setting),
+        }
+        for name, command in commands.items():
+            found[f"{name}, as a whole"], found[f"{name}, steady"] = rates_of(setting, command)
+        for name, rate in found.items():
+            rates.setdefault(name, []).append(rate)
+        if setting.megatron and not number:
+            stem = setting.whole.path.stem
+            ids = compare_ids(directory / stem, directory / f"{stem}-megatron")
+        shutil.rmtree(directory)
+    return rates, ids
+
+
+def set_up(directory: Path, arguments: argparse.Namespace) -> Setting:
+    """Collect the text and train the vocabulary, unless an earlier call did."""
+    text, part, model = directory / "docs.jsonl", directory / "part.jsonl", directory / "tokenizer.model"
+    if arguments.text:
+        shutil.copy(arguments.text, text)
+    elif not text.exists():
+        collect(PACKAGES, text)
+    if not model.exists():
+        command = [sys.executable, "-m", "launch.cli", "data", "tokenizer", "--input", str(text)]
+        command += ["--vocab-size", str(arguments.vocab_size), "--max-train-mb", "20", "--out", str(model)]
+        seconds_of(command)
+    sizes = []
+    with text.open() as lines, part.open("w") as file:
+        for number, line in enumerate(lines):
+            sizes.append(len(json.loads(line)["text"].encode()) / 1e6)
+            if number % SAMPLE == 0:
+                file.write(line)
+    texts = Text(text, sum(sizes)), Text(part, sum(sizes[::SAMPLE]))
+    print(
+        f"{texts[0].size:.0f} MB of text, {len(sizes):,} documents, {arguments.workers} workers", flush=True
+    )
+    return Setting(directory, *texts, model, arguments.workers, arguments.megatron_lm)
 
 
 def main() -> None:
@@ -125,69 +232,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--documents", nargs="+", type=Path, default=DOCUMENTS, help="directories of text files"
-    )
+    parser.add_argument("--text", type=Path, help="jsonl to read instead of Debian's documentation")
+    parser.add_argument("--directory", type=Path, help="keeps text and vocabulary for the next call")
     parser.add_argument("--megatron-lm", type=Path, help="checkout; without it that row is left out")
-    parser.add_argument("--megatron-mb", type=float, default=20.0, help="text for Megatron-LM, which is slow")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--vocab-size", type=int, default=32_000)
-    arguments = parser.parse_args()
-    if not arguments.documents:
-        raise SystemExit("no text: apt-get install linux-doc python3-doc, or give --documents")
-    with tempfile.TemporaryDirectory(dir=".") as name:
-        compare(Path(name), arguments)
-
-
-def compare(directory: Path, arguments: argparse.Namespace) -> None:
-    """Measure everything in turn, `repeats` times."""
-    source, model, workers = directory / "docs.jsonl", directory / "tokenizer.model", arguments.workers
-    size = collect(arguments.documents, source)
-    headwater(
-        "tokenizer", "--input", str(source), "--vocab-size", str(arguments.vocab_size),
-        "--max-train-mb", "20", "--out", str(model),
-    )  # fmt: skip
-    texts = [json.loads(line)["text"] for line in source.open()]
-    small = directory / "small.jsonl"
-    small_size = head(source, small, arguments.megatron_mb)
-    runs: dict[str, Callable[[int], float]] = {
-        "sentencepiece, threads": lambda _: size / bare_threads(model, texts, workers),
-        "sentencepiece, processes": lambda _: size / bare_processes(model, texts, workers),
-        "headwater data prepare": lambda n: size / prepare(model, source, directory / f"c{n}", workers),
-        "headwater data prepare --sentences": lambda n: (
-            size / prepare(model, source, directory / f"s{n}", workers, "--sentences")
-        ),
-    }
-    rates: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(arguments.repeats):
-        for name, run in runs.items():
-            rates[name].append(run(repeat))
-        if arguments.megatron_lm:
-            prefix = directory / f"m{repeat}"
-            seconds, reported = megatron(arguments.megatron_lm, model, small, prefix, workers)
-            rates.setdefault("preprocess_data.py, as a whole", []).append(small_size / seconds)
-            rates.setdefault("preprocess_data.py, its own figure", []).append(reported)
-    print(
-        f"\n{size:.0f} MB of text, {len(texts):,} documents, {workers} workers, {arguments.repeats} repeats\n"
+    parser.add_argument(
+        "--set-up-only", action="store_true", help="make text and vocabulary, measure nothing"
     )
-    ours = statistics.median(rates["headwater data prepare"])
-    print("| | MB/s, median | least to most | ours / this |\n|---|---|---|---|")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=".") as name:
+        directory = (arguments.directory or Path(name)).absolute()
+        directory.mkdir(parents=True, exist_ok=True)
+        setting = set_up(directory, arguments)
+        if arguments.set_up_only:
+            return
+        rates, ids = compare(setting, arguments.repeats)
+    print(f"{environment('sentencepiece')}; equal ids in {ids:,} tokens of both" if ids else environment())
+    print_rates(rates)
+
+
+def print_rates(rates: dict[str, list[float]]) -> None:
+    """Print medians, and how many times as fast prepare is: whole against whole, else its steady rate."""
+    middles = {name: statistics.median(values) for name, values in rates.items()}
+    print("\n| | MB/s, median | least to most | prepare / this |\n|---|---|---|---|")
     for name, values in rates.items():
-        middle = statistics.median(values)
-        print(f"| {name} | {middle:.1f} | {min(values):.1f} to {max(values):.1f} | {ours / middle:.2f} |")
-
-
-def head(source: Path, out: Path, megabytes: float) -> float:
-    """The first lines of a file, so many MB of text; returns how many they are."""
-    size = 0
-    with source.open() as lines, out.open("w") as file:
-        for line in lines:
-            file.write(line)
-            size += len(json.loads(line)["text"].encode())
-            if size >= megabytes * 1e6:
-                break
-    return size / 1e6
+        ours = middles[f"{OURS}, as a whole" if name.endswith("as a whole") else f"{OURS}, steady"]
+        spread = f"{min(values):.1f} to {max(values):.1f}"
+        print(f"| {name} | {middles[name]:.1f} | {spread} | {ours / middles[name]:.2f} |")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """The parquet file beside each shard: one row per document, in stored order.
 
-    file        URL or path of the input
+    file        the input: its path below the directory that all local inputs share, or its URL
     position    where the document begins in it (`data_tools.documents.Document`)
     id          what the input calls the document, or ""
-    source      what the input says it comes from, or the --input it was found under
+    source      what the input says it comes from, or `InputFile.group`
     language    code found by the cleaning, or ""
     tokens      its length in the shard, eod included
 

@@ -18,22 +18,26 @@ from __future__ import annotations
 
 import re
 
-# Linear on any text: possessive quantifiers, and a run of enders is tried from its first one only.
+# Linear on any text: possessive quantifiers, and a run of enders is tried from its first one only. Each match
+# begins with one set of characters, for which `re` searches fast; the alternatives look back at what it was.
 _CANDIDATE = re.compile(
     r"""
-      [.!?…] (?<![.!?…]{2}) [.!?…]*+ [\"'”’»)\]`*]*+       # rule 1: line breaks go along, spaces stay
+    [.!?…。！？\n] (?:
+      (?<=[.!?…]) (?<![.!?…]{2}) [.!?…]*+ [\"'”’»)\]`*]*+     # rule 1: line breaks go along, spaces stay
       (?: (?:[^\S\n]*+\n)++ | (?=[^\S\n]) )
-    | [。！？]++ [」』”’）]*+ (?:[^\S\n]*+\n)*+            # rule 2
-    | \n (?:[^\S\n]*+\n)++                              # rule 3
+      (?= \s*+ (?P<next>\S?) )
+    | (?<=[。！？]) [。！？]*+ [」』”’）]*+ (?:[^\S\n]*+\n)*+  # rule 2
+    | (?<=\n) (?:[^\S\n]*+\n)++                            # rule 3
+    )
     """,
     re.VERBOSE,
 )
-_ABBREVIATION = re.compile(
-    r"(?:^|[\s(\[\"'])(?:[A-Z]|e\.g|i\.e|cf|vs|etc|approx|resp|incl|no|fig|eq|sec|ch|vol|ed|pp?|al"
-    r"|Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|Inc|Ltd|Co|Corp|Fig|Eq|Sec|No|Vol|U\.S|U\.K)\.$"
+_BEFORE_WORD = re.compile(r"[\s(\[\"']")
+_ABBREVIATIONS = frozenset(
+    "e.g i.e cf vs etc approx resp incl no fig eq sec ch vol ed p pp al Mr Mrs Ms Dr Prof St Jr Sr Inc "
+    "Ltd Co Corp Fig Eq Sec No Vol U.S U.K A B C D E F G H I J K L M N O P Q R S T U V W X Y Z".split()
 )
-_NEXT_CHARACTER = re.compile(r"\S")
-_LONGEST_ABBREVIATION = 8
+_WINDOW = 1 + max(map(len, _ABBREVIATIONS))
 
 
 def split_sentences(text: str) -> list[str]:
@@ -45,10 +49,15 @@ def split_sentences(text: str) -> list[str]:
     sentences: list[str] = []
     start = 0
     for match in _CANDIDATE.finditer(text):
-        end = match.end()
-        if _ends_sentence(text, match[0], match.start(), end) and not text[start:end].isspace():
-            sentences.append(text[start:end])
-            start = end
+        begin, end = match.span()
+        following = match["next"]
+        if following is not None:
+            if not _ends_sentence(text, match[0], begin, following):
+                continue
+        elif text[start:end].isspace():
+            continue
+        sentences.append(text[start:end])
+        start = end
     if text[start:].isspace() and sentences:
         sentences[-1] += text[start:]
     elif start < len(text):
@@ -56,13 +65,12 @@ def split_sentences(text: str) -> list[str]:
     return sentences
 
 
-def _ends_sentence(text: str, ender: str, start: int, end: int) -> bool:
-    """Whether the candidate text[start:end] is a boundary; only rule 1 has exceptions."""
-    if ender[0] not in ".!?…" or ender.count("\n") > 1:
+def _ends_sentence(text: str, ender: str, begin: int, following: str) -> bool:
+    """Whether a candidate of rule 1, of which `ender` begins at `begin`, is a boundary."""
+    if ender.count("\n") > 1:
         return True
-    following = _NEXT_CHARACTER.search(text, end)
-    if following is not None and following[0].islower():
+    if following.islower():
         return False
     if ender.rstrip() != ".":
         return True
-    return _ABBREVIATION.search(text[max(0, start + 1 - _LONGEST_ABBREVIATION) : start + 1]) is None
+    return _BEFORE_WORD.split(text[max(0, begin - _WINDOW) : begin])[-1] not in _ABBREVIATIONS

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from data_tools.errors import DataError
 from data_tools.prepare.drops import Drops
+from data_tools.prepare.encoding import Encoded, encode_texts, take_given
 from data_tools.prepare.plan import CLUSTER, DEDUP, PACK, READ, Plan
 from data_tools.prepare.spill import SpillRecord, Spills
 from data_tools.prepare.work import DROPS, INDEX, PROVENANCE, ROWS, SHARD, SPILL, Work
 from data_tools.provenance import Origin, ProvenanceWriter
-from data_tools.reading import public_name
-from data_tools.sentences import split_sentences
 from data_tools.shard_format import SPLITS, Header, ShardWriter
 from data_tools.tokenizer import Tokenizer, load_tokenizer
 
 CREATED_BY = "headwater data prepare"
 _BATCH_BYTES = 1 << 20
 """Text that is tokenised at once; has no influence on the result."""
-_GIVEN_SENTENCE = 32
-"""Tokens in a sentence of what comes tokenised: it has none, but BERT's pairs are cut between some."""
-
-Ids = npt.NDArray[np.int32] | npt.NDArray[np.uint32]
-
-
-class Encoded(NamedTuple):
-    """A document's tokens without its eod, in parts, and the length in tokens of each of its sentences."""
-
-    parts: Sequence[Ids]
-    sentence_lengths: list[int]
 
 
 @dataclass(slots=True)
@@ -163,23 +150,33 @@ class _ShardOfDocuments:
         self.shard = ShardWriter(shard, header, 0)
         self.provenance = ProvenanceWriter(provenance, provenance.name)
         self._plan, self._tokenizer = plan, tokenizer
-        self._files = [public_name(file.url) for file in plan.inputs]
-        self._eod = np.array([header.eod_id], dtype=np.int32)
-        self._dtype = header.token_dtype
+        self._files = [file.name for file in plan.inputs]
+        self._eod_id, self._dtype = header.eod_id, header.token_dtype
         self._block_tokens = -(-plan.options.block_bytes // self._dtype.itemsize)
         self._begin_block()
 
     def _begin_block(self) -> None:
-        self._parts: list[Ids] = []
-        self._lengths: list[int] = []
-        self._sentence_counts: list[int] = []
-        self._sentence_lengths: list[int] = []
+        self._parts: list[Encoded] = []
         self._tokens = 0
 
     def add(self, batch: list[SpillRecord]) -> None:
-        """Append documents."""
-        for record, document in zip(batch, self._encode(batch), strict=True):
-            tokens = sum(document.sentence_lengths) + 1
+        """Append documents; a block ends with the document that fills it."""
+        documents = self._encode(batch)
+        self._note_origins(batch, documents.lengths.tolist())
+        ends = np.cumsum(documents.lengths)
+        begin, count = 0, len(batch)
+        while begin < count:
+            before = int(ends[begin - 1]) if begin else 0
+            full = int(np.searchsorted(ends, before + self._block_tokens - self._tokens)) + 1
+            end = min(full, count)
+            self._parts.append(documents.part(begin, end))
+            self._tokens += int(ends[end - 1]) - before
+            begin = end
+            if full <= count:
+                self.flush()
+
+    def _note_origins(self, batch: list[SpillRecord], lengths: list[int]) -> None:
+        for record, tokens in zip(batch, lengths, strict=True):
             self.provenance.add(
                 Origin(
                     file=self._files[record.file_index],
@@ -190,52 +187,31 @@ class _ShardOfDocuments:
                     tokens=tokens,
                 )
             )
-            self._parts += (*document.parts, self._eod)
-            self._lengths.append(tokens)
-            self._sentence_counts.append(len(document.sentence_lengths))
-            self._sentence_lengths += document.sentence_lengths
-            self._tokens += tokens
-            if self._tokens >= self._block_tokens:
-                self.flush()
 
     def flush(self) -> None:
         """Write the block that was begun."""
         if self._parts:
-            # Unsafe, but the ids fit: vocab_size chose the type.
-            tokens = np.concatenate(self._parts, dtype=self._dtype, casting="unsafe")
-            sentences = (self._sentence_counts, self._sentence_lengths)
-            self.shard.write_block(tokens, self._lengths, sentences if self._plan.options.sentences else None)
+            block = Encoded.joined(self._parts)
+            sentences = (block.sentence_counts, block.sentence_lengths)
+            self.shard.write_block(
+                block.tokens, block.lengths, sentences if self._plan.options.sentences else None
+            )
             self._begin_block()
 
-    def _encode(self, batch: list[SpillRecord]) -> Iterator[Encoded]:
+    def _encode(self, batch: list[SpillRecord]) -> Encoded:
         if self._plan.tokens:
-            return (self._given(record) for record in batch)
-        return encode_documents(
-            self._tokenizer, [record.payload.decode() for record in batch], self._plan.options.sentences
-        )
+            return take_given([self._given(record) for record in batch], self._eod_id, self._dtype)
+        texts = [record.payload for record in batch]
+        return encode_texts(self._tokenizer, texts, self._plan.options.sentences, self._dtype)
 
-    def _given(self, record: SpillRecord) -> Encoded:
-        """A document that came as tokens; an eod at its end is allowed."""
+    def _given(self, record: SpillRecord) -> npt.NDArray[np.uint32]:
+        """The tokens of a document that came as such; an eod at its end is allowed, and left out."""
         tokens = np.frombuffer(record.payload, dtype="<u4")
-        eod = int(self._eod[0])
+        eod = self._eod_id
         body = tokens[:-1] if len(tokens) > 1 and tokens[-1] == eod else tokens
         place = f"{self._plan.inputs[record.file_index].url}, document at {record.position}"
         if np.any(body == eod):
             raise DataError(f"{place}: holds the end-of-document id {eod} before its end; split it there")
         if reason := self._tokenizer.why_foreign(body):
             raise DataError(f"{place}: {reason} ({self._tokenizer.path.name})")
-        starts = range(0, len(body), _GIVEN_SENTENCE)
-        return Encoded([body], [min(_GIVEN_SENTENCE, len(body) - start) for start in starts])
-
-
-def encode_documents(tokenizer: Tokenizer, texts: list[str], sentences: bool) -> Iterator[Encoded]:
-    """Tokens of each text.
-
-    With `sentences`, each sentence is tokenised by itself and a document is their concatenation, so that
-    sentence lengths in tokens are exact.
-    """
-    parts = [split_sentences(text) if sentences else [text] for text in texts]
-    encoded = iter(tokenizer.encode_batch([part for document in parts for part in document]))
-    for document in parts:
-        arrays = [next(encoded) for _ in document]
-        yield Encoded(arrays, [len(array) for array in arrays])
+        return body

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ChunkPlace = tuple[int, int, int, tuple[int, int] | None]
 """A `Chunk` without its file: index of the file, start, stop, unpacked."""
 READ, GATHER, DEDUP, CLUSTER, PACK, FINISH = "read", "gather", "dedup", "cluster", "pack", "finish"
-PLAN_FORMAT = 1
+PLAN_FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ class _Intake:
             chunk.file_index,
             document.position,
             document.id.encode(),
-            (document.source or public_name(chunk.file.argument)).encode(),
+            document.source.encode(),
             language.encode(),
             payload,
         )
@@ -147,9 +147,11 @@ def _read_chunk(
     """Read one chunk; returns what its record says of it."""
     counts = ReadCounts()
     first: BadRecord | None = None
+    group = chunk.file.group
     redacts = intake.cleaner is not None and intake.cleaner.redacts
     for item in read_chunk(chunk, plan.options.read, counts):
         if not isinstance(item, BadRecord):
+            item.source = item.source or group
             intake.add(item, chunk)
             continue
         bad = replace(item, path=public_name(item.path), excerpt="" if redacts else item.excerpt)

@@ -6,17 +6,18 @@ import glob
 import os
 import stat
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from data_tools.errors import DataError
 from data_tools.reading.find_remote import find_remote
 from data_tools.reading.formats import kind_in_directory, kind_of, nothing_found, skipped
-from data_tools.reading.inputs import Compression, Format, InputFile, ReadOptions
+from data_tools.reading.inputs import Compression, Format, InputFile, ReadOptions, public_name
 
 _CORPUS_RECORDS = ("prepare.json", "merge.json")  # what `prepare` and `merge` leave in theirs
 
 
 def find_inputs(arguments: Sequence[str], options: ReadOptions) -> list[InputFile]:
-    """The files that the arguments name, in their order; those of one argument sorted by name.
+    """The files that the arguments name, sorted by path or URL, however the arguments put it.
 
     An argument is a file, a glob (** for any depth) that takes files only, or a directory, of which every
     file with a known extension at any depth is taken; all of them also as URLs. In globs and directories
@@ -35,7 +36,17 @@ def find_inputs(arguments: Sequence[str], options: ReadOptions) -> list[InputFil
         found += find(argument, options)
     _check_distinct(found)
     gives_tokens(found, options)
-    return found
+    return _name(sorted(found, key=lambda file: file.url))
+
+
+def _name(files: Sequence[InputFile]) -> list[InputFile]:
+    """The files with their `name`, which depends neither on where they lie nor on how they were given."""
+    local = {os.path.dirname(file.url) for file in files if not file.remote}
+    root = os.path.commonpath(local) if local else ""
+    return [
+        replace(file, name=public_name(file.url) if file.remote else os.path.relpath(file.url, root))
+        for file in files
+    ]
 
 
 def gives_tokens(files: Sequence[InputFile], options: ReadOptions) -> bool:

@@ -74,6 +74,8 @@ class InputFile:
         format: never "auto".
         compression: "" if none.
         ranges: whether it can be read from any byte on; some web servers send whole files only.
+        name: what a corpus calls it: the path below the directory that all local inputs share, or the URL as
+            `public_name` publishes it. "" before all inputs are known.
     """
 
     url: str
@@ -83,11 +85,22 @@ class InputFile:
     format: Format
     compression: Compression = ""
     ranges: bool = True
+    name: str = ""
 
     @property
     def remote(self) -> bool:
         """Whether it is behind a URL."""
         return "://" in self.url
+
+    @property
+    def group(self) -> str:
+        """What stands for the source of documents that name none.
+
+        The directory of `name`; of a file without one, its name up to the first dot and without a number at
+        its end, so that "books.jsonl" gives "books" and so do "books-00.jsonl.zst", "books-01.jsonl.zst".
+        """
+        directory, _, name = self.name.rpartition("/")
+        return directory or re.sub(r"[\W\d_]+$", "", name.split(".")[0]) or name
 
 
 @dataclass(frozen=True, slots=True)

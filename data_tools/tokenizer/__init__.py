@@ -61,7 +61,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise DataError(f"cannot read the tokenizer {path}: {error.strerror}") from error
     if not content.lstrip().startswith(b"{"):  # a serialized sentencepiece model begins with byte 0x0a, tag 1
         return SentencePieceTokenizer(content, path)
-    fields = parse_json(content, path)
+    try:
+        fields = parse_json(content, path)
+    except DataError as error:
+        raise DataError(f"{error}, so it is no tokenizer: name a {', '.join(FILE_NAMES)}") from error
     if "kind" in fields:
         return IntegerVocabulary(content, path)
     if "model" in fields:

@@ -9,6 +9,8 @@
 #include <string.h>
 
 #define LONGEST_KEY 64 /* bytes; longer segments hardly come twice, and are not looked up */
+#define WINDOW 64      /* bytes whose cuts are the bits of a number */
+#define PREFETCH(address) __builtin_prefetch(address)
 
 /* A place of the hash table. A segment of up to 8 bytes is its `word`; of a longer one that is a hash. */
 typedef struct {
@@ -28,13 +30,21 @@ typedef struct {
     Py_ssize_t slot_count, key_bytes, capacity, found_capacity, entries, found_count, fresh_count;
 } Search;
 
-/* Where the segment that begins at `begin` ends. */
-static Py_ssize_t end_of(const Search *s, Py_ssize_t begin)
+/* A segment, and where its search in the hash table begins. */
+typedef struct {
+    Py_ssize_t begin, end;
+    uint64_t word;
+    size_t place;
+} Segment;
+
+/* Bit i: a segment ends behind byte at + i, of the next `WINDOW` bytes or as many as there are. */
+static uint64_t ends_in(const Search *s, Py_ssize_t at)
 {
-    Py_ssize_t end = begin + 1;
-    while (end < s->size && !s->cuts[s->data[end - 1] << 8 | s->data[end]])
-        end++;
-    return end;
+    uint64_t ends = 0;
+    Py_ssize_t left = s->size - at;
+    for (int i = 0; i < (left > WINDOW ? WINDOW : (int)left - 1); i++)
+        ends |= (uint64_t)(s->cuts[s->data[at + i] << 8 | s->data[at + i + 1]] != 0) << i;
+    return left > WINDOW ? ends : ends | (uint64_t)1 << (left - 1);
 }
 
 static uint64_t word_of(const Search *s, Py_ssize_t begin, size_t length)
@@ -54,44 +64,74 @@ static uint64_t word_of(const Search *s, Py_ssize_t begin, size_t length)
     return word & (~(uint64_t)0 >> (64 - 8 * length)); /* little endian, as all that PyTorch runs on */
 }
 
-/* The slot that holds a segment, or the empty one where it belongs. */
-static Slot *slot_of(const Search *s, const uint8_t *key, size_t length, uint64_t word)
+static Segment segment_of(const Search *s, Py_ssize_t begin, Py_ssize_t end)
 {
-    size_t mask = (size_t)s->slot_count - 1;
-    uint64_t hash = (word + length) * 0x9e3779b97f4a7c15u;
-    for (size_t place = (size_t)(hash >> 32) & mask;; place = (place + 1) & mask) {
+    Segment segment = {begin, end, 0, 0};
+    size_t length = (size_t)(end - begin);
+    if (length <= LONGEST_KEY) {
+        segment.word = word_of(s, begin, length);
+        segment.place = (size_t)((segment.word + length) * 0x9e3779b97f4a7c15u >> 32) & ((size_t)s->slot_count - 1);
+        PREFETCH(s->slots + segment.place);
+    }
+    return segment;
+}
+
+/* The slot that holds a segment, or the empty one where it belongs. */
+static Slot *slot_of(const Search *s, const Segment *segment)
+{
+    size_t length = (size_t)(segment->end - segment->begin);
+    for (size_t place = segment->place;; place = (place + 1) & ((size_t)s->slot_count - 1)) {
         Slot *slot = s->slots + place;
         if (slot->length == 0)
             return slot;
-        if (slot->word == word && slot->length == length
-            && (length <= sizeof word || memcmp(s->keys + s->key_ends[slot->number], key, length) == 0))
+        if (slot->word == segment->word && slot->length == length
+            && (length <= sizeof slot->word
+                || memcmp(s->keys + s->key_ends[slot->number], s->data + segment->begin, length) == 0))
             return slot;
     }
 }
 
+/* Number a segment; 0 if there is no room for it. */
+static int take(Search *s, const Segment *segment)
+{
+    if (s->entries == s->capacity || s->found_count == s->found_capacity)
+        return 0;
+    size_t length = (size_t)(segment->end - segment->begin), stored = 0;
+    if (length <= LONGEST_KEY) {
+        Slot *slot = slot_of(s, segment);
+        if (slot->length) {
+            s->found[s->found_count++] = (int32_t)slot->number;
+            s->at = segment->end;
+            return 1;
+        }
+        stored = length > sizeof slot->word ? length : 0;
+        if (s->key_ends[s->entries] + stored > (size_t)s->key_bytes)
+            return 0;
+        memcpy(s->keys + s->key_ends[s->entries], s->data + segment->begin, stored);
+        *slot = (Slot){segment->word, (uint32_t)length, (uint32_t)s->entries};
+    }
+    s->key_ends[s->entries + 1] = s->key_ends[s->entries] + (uint32_t)stored;
+    s->found[s->found_count++] = (int32_t)s->entries++;
+    s->fresh[2 * s->fresh_count] = segment->begin;
+    s->fresh[2 * s->fresh_count++ + 1] = s->at = segment->end;
+    return 1;
+}
+
+/* Window by window: all its segments are asked for before the first is looked at, since memory is slow. */
 static void search(Search *s)
 {
-    while (s->at < s->stop && s->entries < s->capacity && s->found_count < s->found_capacity) {
-        Py_ssize_t begin = s->at, end = end_of(s, begin);
-        size_t length = (size_t)(end - begin), stored = 0;
-        if (length <= LONGEST_KEY) {
-            uint64_t word = word_of(s, begin, length);
-            Slot *slot = slot_of(s, s->data + begin, length, word);
-            if (slot->length) {
-                s->found[s->found_count++] = (int32_t)slot->number;
-                s->at = end;
-                continue;
-            }
-            stored = length > sizeof word ? length : 0;
-            if (s->key_ends[s->entries] + stored > (size_t)s->key_bytes)
-                return;
-            memcpy(s->keys + s->key_ends[s->entries], s->data + begin, stored);
-            *slot = (Slot){word, (uint32_t)length, (uint32_t)s->entries};
+    Segment segments[WINDOW];
+    Py_ssize_t begin = s->at;
+    for (Py_ssize_t at = s->at; s->at < s->stop; at += WINDOW) {
+        int count = 0;
+        for (uint64_t ends = ends_in(s, at); ends; ends &= ends - 1) {
+            Py_ssize_t end = at + __builtin_ctzll(ends) + 1;
+            segments[count++] = segment_of(s, begin, end);
+            begin = end;
         }
-        s->key_ends[s->entries + 1] = s->key_ends[s->entries] + (uint32_t)stored;
-        s->found[s->found_count++] = (int32_t)s->entries++;
-        s->fresh[2 * s->fresh_count] = begin;
-        s->fresh[2 * s->fresh_count++ + 1] = s->at = end;
+        for (int i = 0; i < count && s->at < s->stop; i++)
+            if (!take(s, segments + i))
+                return;
     }
 }
 

@@ -96,6 +96,19 @@ class Tokenizer(ABC):
             DataError: a text holds a lone surrogate, which no UTF-8 can store, or the kind knows no text.
         """
 
+    def encode_utf8(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+        """As `encode_batch`, for many texts at once.
+
+        Args:
+            texts: valid UTF-8.
+
+        Returns:
+            The ids of all texts, one after the other, and [len(texts)] how many each has.
+        """
+        arrays = self.encode_batch([text.decode() for text in texts])
+        lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
+        return np.concatenate([np.empty(0, np.int32), *arrays]), lengths
+
     @abstractmethod
     def encode_with_spans(self, texts: Sequence[str]) -> list[Encoding]:
         """As `encode_batch`, with the characters that each id stands for.

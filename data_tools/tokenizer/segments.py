@@ -34,7 +34,7 @@ try:
 except ImportError:  # not compiled: `is_compiled` says so
     _segments = None  # type: ignore[assignment]
 
-_SEPARATOR = b"\xff"
+SEPARATOR = b"\xff"
 """Stands between texts; no byte of UTF-8."""
 _SEPARATOR_ID = -1
 _BOUNDARY = "\u2581"
@@ -79,7 +79,7 @@ def cut_table(model: bytes) -> bytes | None:
         for piece, _, kind in pieces
         if kind in (kinds.NORMAL, kinds.USER_DEFINED)
     ]
-    stream = np.frombuffer(_SEPARATOR.join(spelled), np.uint8).astype(np.intp)
+    stream = np.frombuffer(SEPARATOR.join(spelled), np.uint8).astype(np.intp)
     cuts = np.ones(_PAIRS, np.bool_)
     cuts[stream[:-1] * 256 + stream[1:]] = False
     table = cuts.reshape(256, 256)
@@ -148,11 +148,23 @@ class SegmentEncoder:
         """
         if not texts:
             return []
+        ids, lengths = self.encode_joined(SEPARATOR.join(texts))
+        return np.split(ids, np.cumsum(lengths)[:-1])
+
+    def encode_joined(self, data: bytes) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """Ids of texts, one after the other, and how many each has.
+
+        Args:
+            data: at least one text as `encode` takes them, with `SEPARATOR` between two.
+
+        Raises:
+            RuntimeError: sentencepiece fails.
+        """
         with self._lock:
-            ids = self._encode_joined(_SEPARATOR.join(texts))
-        ends = np.flatnonzero(ids == _SEPARATOR_ID).tolist()
-        starts = [0, *(end + 1 for end in ends)]
-        return [ids[start:end] for start, end in zip(starts, [*ends, len(ids)], strict=True)]
+            ids = self._encode_joined(data)
+        between = ids == _SEPARATOR_ID
+        lengths = np.diff(np.flatnonzero(between), prepend=-1, append=len(ids)) - 1
+        return ids[~between], lengths
 
     def _encode_joined(self, data: bytes) -> Ids:
         """Ids of texts, with the separator's between them."""
@@ -201,7 +213,7 @@ class SegmentEncoder:
         """Start anew, with the two segments that are not encoded by sentencepiece."""
         self._slots.fill(0)
         self._ids = np.empty(0, np.int32)
-        data = _SEPARATOR + b"\n"
+        data = SEPARATOR + b"\n"
         state = (self._cuts, self._slots, self._keys, self._key_ends, 0, self._found, self._fresh)
         _, self._entries, _, _ = _segments.find(data, 0, len(data), *state)
         self._remember([_SEPARATOR_ID, self._newline], [1, 2], 0)

@@ -19,7 +19,7 @@ import sentencepiece
 
 from data_tools.errors import DataError
 from data_tools.tokenizer.interface import ROLES, Bools, Encoding, Tokenizer, check_unicode, checked_ids
-from data_tools.tokenizer.segments import Ids, SegmentEncoder, cut_table, is_compiled
+from data_tools.tokenizer.segments import SEPARATOR, Ids, SegmentEncoder, cut_table, is_compiled
 
 PAD, UNK, CLS, SEP, MASK, EOD = "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<|endoftext|>"
 SPECIAL_PIECES: tuple[str, ...] = (PAD, UNK, CLS, SEP, MASK, EOD)
@@ -76,6 +76,13 @@ class SentencePieceTokenizer(Tokenizer):
             if WORD_BOUNDARY in text:
                 arrays[index] = self._encode_with_boundary(text)
         return arrays
+
+    def encode_utf8(self, texts: Sequence[bytes]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """See `Tokenizer.encode_utf8`."""
+        joined = SEPARATOR.join(texts)
+        if self._segments is None or not texts or WORD_BOUNDARY.encode() in joined:
+            return super().encode_utf8(texts)
+        return self._segments.encode_joined(joined)
 
     def _encode_plain(self, texts: list[str]) -> list[Ids]:
         """Encode texts without U+2581."""

@@ -362,7 +362,28 @@ def test_provenance_leads_back_to_the_input(tmp_path: Path, tokenizer: Tokenizer
         for (tokens, _), origin in zip(iterate_documents(manifest), origins, strict=True):
             row = json.loads(lines[origin.position :].split(b"\n", 1)[0])
             assert row["text"] == tokenizer.decode(tokens[:-1]) and len(tokens) == origin.tokens
-            assert (row["id"], row["source"], str(source)) == (origin.id, origin.source, origin.file)
+            assert (row["id"], row["source"], "d.jsonl") == (origin.id, origin.source, origin.file)
+
+
+def test_the_same_files_elsewhere_give_the_same_bytes(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for place in ("raw", "copy/of/raw"):
+        for number, name in enumerate(("web/a", "web/b", "books")):
+            path = tmp_path / place / f"{name}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_jsonl(path, make_texts(40)[number::3])
+    monkeypatch.chdir(tmp_path)
+    copies = [tmp_path / "copy/of/raw" / name for name in ("web/b.jsonl", "web/a.jsonl", "books.jsonl")]
+    spellings: list[list[str | Path]] = [["raw"], ["raw/books.jsonl", "raw/web/*"], [*copies]]
+    outs = [tmp_path / f"c{number}" for number in range(len(spellings))]
+    for inputs, out in zip(spellings, outs, strict=True):
+        prepare(inputs, tokenizer.path, out, SMALL)
+    names = [path.relative_to(outs[0]) for path in outs[0].rglob("*") if path.is_file()]
+    assert len(names) > 6
+    for name in names:
+        if name.name != "prepare.json":  # says where the inputs lay
+            assert len({(out / name).read_bytes() for out in outs}) == 1, name
 
 
 def test_documents_that_are_tokens_already(tmp_path: Path) -> None:

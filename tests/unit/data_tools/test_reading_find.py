@@ -55,7 +55,12 @@ def test_a_directory_gives_every_known_file_at_any_depth(tmp_path: Path) -> None
     ]
     first, status = files[0], (tmp_path / "A.JSONL").stat()
     assert first == InputFile(
-        str(tmp_path / "A.JSONL"), status.st_size, str(status.st_mtime_ns), str(tmp_path), "jsonl"
+        str(tmp_path / "A.JSONL"),
+        status.st_size,
+        str(status.st_mtime_ns),
+        str(tmp_path),
+        "jsonl",
+        name="A.JSONL",
     )
     assert found(tmp_path, format="csv") == [str(tmp_path / name) for name in ("b.csv", "h.tsv.xz")]
     assert find_inputs([str(tmp_path)], ReadOptions(format="csv"))[1].format == "tsv"
@@ -64,17 +69,51 @@ def test_a_directory_gives_every_known_file_at_any_depth(tmp_path: Path) -> None
 def test_files_and_globs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "b.jsonl", "a.jsonl", "sub/c.jsonl", "sub/deep/d.rst", "sub/.e.jsonl", "[x].jsonl", "note")
     a, b, c = (str(tmp_path / name) for name in ("a.jsonl", "b.jsonl", "sub/c.jsonl"))
-    assert found(b, a) == [b, a]
+    assert found(b, a) == found(a, b) == [a, b]
     assert found(f"{tmp_path}/?.jsonl") == [a, b]
     assert found(f"{tmp_path}/**/[a-c].jsonl") == [a, b, c]
     assert found(f"{tmp_path}/[x].jsonl") == [str(tmp_path / "[x].jsonl")]
     assert found(f"{tmp_path}/**/*.rst", f"{tmp_path}/note", format="text") == [
-        str(tmp_path / "sub/deep/d.rst"),
         str(tmp_path / "note"),
+        str(tmp_path / "sub/deep/d.rst"),
     ]
     monkeypatch.chdir(tmp_path)
     file = find_inputs(["sub/../a.jsonl"], ReadOptions())[0]
     assert (file.url, file.argument) == (a, "sub/../a.jsonl")
+
+
+def test_names_do_not_depend_on_the_place_or_on_how_files_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for root in ("here/raw", "elsewhere/deep/[copy]"):
+        make(tmp_path / root, "web/a.jsonl", "web/b/c.jsonl", "books.jsonl")
+    monkeypatch.chdir(tmp_path / "here")
+    copy = tmp_path / "elsewhere/deep/[copy]"
+    for arguments in (
+        ["raw"],
+        ["raw/books.jsonl", str(tmp_path / "here/raw/web")],
+        ["../here/raw/web/b/c.jsonl", "raw/web/a.jsonl", "raw/books.jsonl"],
+        ["raw/**/*.jsonl"],
+        [str(copy / "web"), str(copy / "books.jsonl")],
+    ):
+        files = find_inputs(arguments, ReadOptions())
+        assert [file.name for file in files] == ["books.jsonl", "web/a.jsonl", "web/b/c.jsonl"]
+        assert [file.group for file in files] == ["books", "web", "web/b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "group"),
+    [
+        ("books.jsonl", "books"),
+        ("part-00017.jsonl.zst", "part"),
+        ("c4-train.00001-of-01024.json.gz", "c4-train"),
+        ("000_00001.parquet", "000_00001.parquet"),
+        ("en/000_00001.parquet", "en"),
+        ("https://host/wiki/part-1.jsonl", "https://host/wiki"),
+    ],
+)
+def test_documents_without_a_source_get_the_group_of_their_file(name: str, group: str) -> None:
+    assert InputFile("", 0, "", "", "jsonl", name=name).group == group
 
 
 def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:

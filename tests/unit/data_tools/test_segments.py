@@ -160,6 +160,21 @@ def test_the_tokenizer_uses_it_and_falls_back_without_it(
         assert one.dtype == other.dtype == np.int32 and one.tolist() == other.tolist()
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_texts_in_utf8_have_the_ids_of_texts(
+    tokenizer: Tokenizer, texts: list[str], monkeypatch: pytest.MonkeyPatch, compiled: bool
+) -> None:
+    if not compiled:
+        monkeypatch.setattr(segments, "_segments", None)
+    kind = load_tokenizer(tokenizer.path)
+    for some in ([], [""], ["", "a b", ""], [*texts[:40], "a \u2581 b", ""], texts[:40]):
+        ids, lengths = kind.encode_utf8([text.encode() for text in some])
+        arrays = kind.encode_batch(some)
+        assert (ids.dtype, lengths.dtype) == (np.int32, np.int64)
+        assert lengths.tolist() == [len(array) for array in arrays]
+        assert ids.tolist() == [token for array in arrays for token in array.tolist()]
+
+
 def test_buffers_that_do_not_fit_are_refused() -> None:
     module: Any = segments._segments
     buffers = [np.zeros(8, np.uint64), np.zeros(8, np.uint8), np.zeros(3, np.uint32)]
