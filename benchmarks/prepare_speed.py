@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -177,6 +178,7 @@ def compare(setting: Setting, rounds: int) -> tuple[dict[str, list[float]], int]
     rates: dict[str, list[float]] = {}
     ids, directory = 0, setting.directory / "made"
     for number in range(rounds):
+        shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir()
         commands: dict[str, Callable[[Text], list[str]]] = {
             OURS: lambda text: setting.prepare(text, directory / text.path.stem),
@@ -196,6 +198,7 @@ def compare(setting: Setting, rounds: int) -> tuple[dict[str, list[float]], int]
             found[f"{name}, as a whole"], found[f"{name}, steady"] = rates_of(setting, command)
         for name, rate in found.items():
             rates.setdefault(name, []).append(rate)
+            print(f"round {number + 1}: {name}: {rate:.1f} MB/s", flush=True)
         if setting.megatron and not number:
             stem = setting.whole.path.stem
             ids = compare_ids(directory / stem, directory / f"{stem}-megatron")
@@ -214,13 +217,14 @@ def set_up(directory: Path, arguments: argparse.Namespace) -> Setting:
         command = [sys.executable, "-m", "launch.cli", "data", "tokenizer", "--input", str(text)]
         command += ["--vocab-size", str(arguments.vocab_size), "--max-train-mb", "20", "--out", str(model)]
         seconds_of(command)
-    sizes = []
-    with text.open() as lines, part.open("w") as file:
-        for number, line in enumerate(lines):
+    whole, sizes = directory / "whole.jsonl", []
+    with text.open() as lines, whole.open("w") as all_documents, part.open("w") as some:
+        for number, line in enumerate(islice(lines, 0, None, arguments.every)):
             sizes.append(len(json.loads(line)["text"].encode()) / 1e6)
+            all_documents.write(line)
             if number % SAMPLE == 0:
-                file.write(line)
-    texts = Text(text, sum(sizes)), Text(part, sum(sizes[::SAMPLE]))
+                some.write(line)
+    texts = Text(whole, sum(sizes)), Text(part, sum(sizes[::SAMPLE]))
     print(
         f"{texts[0].size:.0f} MB of text, {len(sizes):,} documents, {arguments.workers} workers", flush=True
     )
@@ -231,6 +235,12 @@ def main() -> None:
     """Run the comparison and print a table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=1,
+        help="take every so many of the documents, for less text (default: all)",
     )
     parser.add_argument("--text", type=Path, help="jsonl to read instead of Debian's documentation")
     parser.add_argument("--directory", type=Path, help="keeps text and vocabulary for the next call")

@@ -32,16 +32,16 @@ class Encoded(NamedTuple):
     sentence_counts: Lengths
     sentence_lengths: Lengths
 
-    def part(self, begin: int, end: int) -> Self:
-        """Documents from `begin` to before `end`."""
-        first, stop = (int(self.lengths[:at].sum()) for at in (begin, end))
-        first_sentence, stop_sentence = (int(self.sentence_counts[:at].sum()) for at in (begin, end))
-        return type(self)(
-            self.tokens[first:stop],
-            self.lengths[begin:end],
-            self.sentence_counts[begin:end],
-            self.sentence_lengths[first_sentence:stop_sentence],
+    def split(self, cuts: Sequence[int]) -> list[Self]:
+        """The documents before the first of `cuts`, from there to the next, ..., and behind the last."""
+        documents = np.array(cuts, np.int64)
+        tokens, sentences = (
+            np.concatenate([[0], np.cumsum(counts)])[documents]
+            for counts in (self.lengths, self.sentence_counts)
         )
+        places = (tokens, documents, documents, sentences)
+        parts = (np.split(array, at) for array, at in zip(self, places, strict=True))
+        return [type(self)(*arrays) for arrays in zip(*parts, strict=True)]
 
     @classmethod
     def joined(cls, parts: Sequence[Self]) -> Self:

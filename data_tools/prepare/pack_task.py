@@ -164,16 +164,17 @@ class _ShardOfDocuments:
         documents = self._encode(batch)
         self._note_origins(batch, documents.lengths.tolist())
         ends = np.cumsum(documents.lengths)
-        begin, count = 0, len(batch)
-        while begin < count:
-            before = int(ends[begin - 1]) if begin else 0
-            full = int(np.searchsorted(ends, before + self._block_tokens - self._tokens)) + 1
-            end = min(full, count)
-            self._parts.append(documents.part(begin, end))
-            self._tokens += int(ends[end - 1]) - before
-            begin = end
-            if full <= count:
-                self.flush()
+        cuts: list[int] = []
+        room = self._block_tokens - self._tokens
+        while (full := int(np.searchsorted(ends, room)) + 1) <= len(batch):
+            cuts.append(full)
+            room = int(ends[full - 1]) + self._block_tokens
+        *full_blocks, rest = documents.split(cuts)
+        for block in full_blocks:
+            self._parts.append(block)
+            self.flush()
+        self._parts.append(rest)
+        self._tokens += len(rest.tokens)
 
     def _note_origins(self, batch: list[SpillRecord], lengths: list[int]) -> None:
         for record, tokens in zip(batch, lengths, strict=True):
@@ -190,7 +191,7 @@ class _ShardOfDocuments:
 
     def flush(self) -> None:
         """Write the block that was begun."""
-        if self._parts:
+        if any(len(part.lengths) for part in self._parts):
             block = Encoded.joined(self._parts)
             sentences = (block.sentence_counts, block.sentence_lengths)
             self.shard.write_block(

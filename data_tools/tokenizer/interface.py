@@ -76,12 +76,8 @@ class Tokenizer(ABC):
         self.path = path
         self.sha256 = hashlib.sha256(content).hexdigest()
         self.vocab_size = vocab_size
-        self.pad_id = special.get("pad")
-        self.unk_id = special.get("unk")
-        self.cls_id = special.get("cls")
-        self.sep_id = special.get("sep")
-        self.mask_id = special.get("mask")
-        self.eod_id = special.get("eod")
+        found = [special.get(role) for role in ROLES]
+        self.pad_id, self.unk_id, self.cls_id, self.sep_id, self.mask_id, self.eod_id = found
         self.special_ids: tuple[int, ...] = tuple(sorted({*special.values(), *reserved}))
         self.reserved_ids = tuple(i for i in self.special_ids if i != self.unk_id)
 
@@ -97,14 +93,7 @@ class Tokenizer(ABC):
         """
 
     def encode_utf8(self, texts: Sequence[bytes]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-        """As `encode_batch`, for many texts at once.
-
-        Args:
-            texts: valid UTF-8.
-
-        Returns:
-            The ids of all texts, one after the other, and [len(texts)] how many each has.
-        """
+        """Ids of texts in valid UTF-8, one after the other, and [len(texts)] how many each has."""
         arrays = self.encode_batch([text.decode() for text in texts])
         lengths = np.fromiter(map(len, arrays), np.int64, len(arrays))
         return np.concatenate([np.empty(0, np.int32), *arrays]), lengths
