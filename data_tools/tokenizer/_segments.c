@@ -1,7 +1,6 @@
-/* The two loops of segments.py that Python is too slow for.
+/* The loops of segments.py that Python is too slow for.
  *
- * Everything they work on belongs to the caller: buffers, whose lengths are checked here. Nothing is allocated but
- * results, and nothing is kept.
+ * Everything they work on belongs to the caller: buffers, whose lengths are checked here. Nothing is kept.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -227,8 +226,146 @@ static PyObject *gather(PyObject *module, PyObject *arguments)
     return result;
 }
 
+/* A unigram model (unigram.py says what the tables are). */
+typedef struct {
+    const uint32_t *edges;
+    const int32_t *scores, *ids, *byte_ids;
+    Py_ssize_t slots, nodes;
+    int shift;
+    int32_t unknown_id;
+    int64_t unknown_score;
+} Model;
+
+/* The best way to the end of a prefix: its score, and its last piece. */
+typedef struct {
+    int64_t score;
+    Py_ssize_t begin; /* of the last piece; -1: there is no way yet */
+    int32_t id;
+} Step;
+
+static uint32_t child_of(const Model *m, uint32_t node, uint8_t byte)
+{
+    uint32_t key = node << 8 | byte;
+    for (uint32_t place = key * 0x9e3779b1u >> m->shift;; place = (place + 1) & (uint32_t)(m->slots - 1)) {
+        const uint32_t *edge = m->edges + 2 * (size_t)place;
+        if (edge[0] == key)
+            return edge[1] < (size_t)m->nodes ? edge[1] : 0;
+        if (edge[0] == UINT32_MAX)
+            return 0;
+    }
+}
+
+static void reach(Step *step, int64_t score, Py_ssize_t begin, int32_t id)
+{
+    if (step->begin < 0 || score > step->score)
+        *step = (Step){score, begin, id};
+}
+
+/* Fills steps[0 .. size]; ways are tried in sentencepiece's order, which decides ties. */
+static void find_best(const Model *m, const uint8_t *text, Py_ssize_t size, Step *steps)
+{
+    for (Py_ssize_t i = 0; i <= size; i++)
+        steps[i] = (Step){0, -1, 0};
+    for (Py_ssize_t at = 0, width; at < size; at += width) {
+        uint32_t node = 0;
+        int alone = 0;
+        width = text[at] < 0xC0 ? 1 : text[at] < 0xE0 ? 2 : text[at] < 0xF0 ? 3 : 4;
+        width = width < size - at ? width : size - at;
+        for (Py_ssize_t end = at; end < size && (node = child_of(m, node, text[end])) != 0;) {
+            end++;
+            if (m->scores[node] == INT32_MIN)
+                continue;
+            reach(steps + end, steps[at].score + m->scores[node], at, m->ids[node]);
+            alone |= end - at == width;
+        }
+        if (!alone)
+            reach(steps + at + width, steps[at].score + m->unknown_score, at, m->unknown_id);
+    }
+}
+
+/* Writes the ids of the best way, at most one for each byte; returns how many. */
+static Py_ssize_t write_ids(const Model *m, const uint8_t *text, Py_ssize_t size, const Step *steps, int32_t *out)
+{
+    Py_ssize_t count = 0;
+    for (Py_ssize_t end = size; end > 0; end = steps[end].begin) { /* backwards */
+        int unknown = steps[end].id == m->unknown_id;
+        if (unknown && m->byte_ids[0] >= 0)
+            for (Py_ssize_t i = end; i > steps[end].begin; i--)
+                out[count++] = m->byte_ids[text[i - 1]];
+        else if (!unknown || count == 0 || out[count - 1] != m->unknown_id) /* a run of them is one */
+            out[count++] = steps[end].id;
+    }
+    for (Py_ssize_t i = 0; i < count / 2; i++) {
+        int32_t id = out[i];
+        out[i] = out[count - 1 - i], out[count - 1 - i] = id;
+    }
+    return count;
+}
+
+/* The ids of all lines; `ends` gets, for each line, how many there are up to its end. */
+static Py_ssize_t encode_lines(const Model *m, const uint8_t *text, Py_ssize_t size, Step *steps, int32_t *out,
+                               int64_t *ends)
+{
+    Py_ssize_t count = 0;
+    for (Py_ssize_t begin = 0, end; begin <= size; begin = end + 1) {
+        const uint8_t *newline = memchr(text + begin, '\n', (size_t)(size - begin));
+        end = newline ? newline - text : size;
+        find_best(m, text + begin, end - begin, steps);
+        count += write_ids(m, text + begin, end - begin, steps, out + count);
+        *ends++ = count;
+    }
+    return count;
+}
+
+PyDoc_STRVAR(unigram_doc,
+             "unigram(lines, edges, scores, ids, byte_ids, unknown_id, unknown_score, ends)\n--\n\n"
+             "The ids of lines of UTF-8, one line after the other, as the bytes of int32.\n\n"
+             "`ends` (int64, one for each line) gets how many ids there are up to the end of a line.");
+
+static PyObject *unigram(PyObject *module, PyObject *arguments)
+{
+    (void)module;
+    Model m = {0};
+    Py_buffer lines, edges, scores, ids, byte_ids, ends;
+    long long unknown_score;
+    if (!PyArg_ParseTuple(arguments, "y*y*y*y*y*iLw*:unigram", &lines, &edges, &scores, &ids, &byte_ids,
+                          &m.unknown_id, &unknown_score, &ends))
+        return NULL;
+    m.edges = edges.buf, m.scores = scores.buf, m.ids = ids.buf, m.byte_ids = byte_ids.buf;
+    m.slots = edges.len / (Py_ssize_t)(2 * sizeof *m.edges), m.nodes = scores.len / (Py_ssize_t)sizeof *m.scores;
+    m.unknown_score = unknown_score, m.shift = 33 - __builtin_ffsll((long long)m.slots);
+    Py_ssize_t count = 0, empty = 0, longest = 0;
+    for (Py_ssize_t begin = 0, end = 0; end <= lines.len; end++)
+        if (end == lines.len || ((const char *)lines.buf)[end] == '\n') {
+            longest = longest > end - begin ? longest : end - begin;
+            begin = end + 1, count++;
+        }
+    for (Py_ssize_t i = 0; i < m.slots && !empty; i++)
+        empty = m.edges[2 * i] == UINT32_MAX;
+    int sound = m.slots > 1 && m.slots <= (Py_ssize_t)1 << 31 && (m.slots & (m.slots - 1)) == 0 && empty
+                && ids.len == scores.len && byte_ids.len == 256 * (Py_ssize_t)sizeof *m.byte_ids
+                && ends.len == count * (Py_ssize_t)sizeof(int64_t);
+    Step *steps = sound ? PyMem_Malloc(((size_t)longest + 1) * sizeof *steps) : NULL;
+    PyObject *result = steps ? PyBytes_FromStringAndSize(NULL, lines.len * (Py_ssize_t)sizeof *m.ids) : NULL;
+    if (!sound)
+        PyErr_Format(PyExc_ValueError, "unigram: the sizes of the buffers do not fit together");
+    else if (!steps)
+        PyErr_NoMemory();
+    if (result != NULL) {
+        int32_t *out = (int32_t *)PyBytes_AS_STRING(result);
+        Py_ssize_t written = encode_lines(&m, lines.buf, lines.len, steps, out, ends.buf);
+        _PyBytes_Resize(&result, written * (Py_ssize_t)sizeof *m.ids);
+    }
+    PyMem_Free(steps);
+    Py_buffer *buffers[] = {&lines, &edges, &scores, &ids, &byte_ids, &ends};
+    for (size_t i = 0; i < sizeof buffers / sizeof *buffers; i++)
+        PyBuffer_Release(buffers[i]);
+    return result;
+}
+
 static PyMethodDef methods[] = {{"find", find, METH_VARARGS, find_doc},
                                 {"gather", gather, METH_VARARGS, gather_doc},
+                                {"unigram", unigram, METH_VARARGS, unigram_doc},
                                 {NULL, NULL, 0, NULL}};
 
 static struct PyModuleDef definition = {

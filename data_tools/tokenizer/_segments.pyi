@@ -18,3 +18,14 @@ def find(
     /,
 ) -> tuple[int, int, int, bytes]: ...
 def gather(found: Buffer, id_ends: Buffer, ids: Buffer, /) -> bytes: ...
+def unigram(
+    lines: bytes,
+    edges: Buffer,
+    scores: Buffer,
+    ids: Buffer,
+    byte_ids: Buffer,
+    unknown_id: int,
+    unknown_score: int,
+    ends: Buffer,
+    /,
+) -> bytes: ...

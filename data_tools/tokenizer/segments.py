@@ -2,7 +2,7 @@
 
 Between two characters that stand side by side in no piece, no token can cross. So a text is cut at all such
 places into *segments*, on average four or five bytes of English, and its ids are those of its segments, one
-after the other. The ids of a segment are remembered, and sentencepiece is asked only about the new ones.
+after the other. The ids of a segment are remembered, and only new ones are encoded.
 
 Why this is exact:
 
@@ -15,7 +15,9 @@ Why this is exact:
   one side of each cut is a character that has a piece.
 
 `cut_table` returns None for a model that is not known to be like this: one that normalises texts, or whose
-scores are rounded. The inner loops are C (`_segments.c`); without the compiled module nothing is remembered.
+scores are rounded. New segments of a unigram model are encoded by our own search for the best pieces, which
+tries them in sentencepiece's order with whole numbers for scores; those of other models by sentencepiece. The
+inner loops are C (`_segments.c`); without the compiled module nothing is remembered.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ import numpy as np
 import numpy.typing as npt
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
+
+from data_tools.tokenizer.unigram import SCORE_STEPS, unigram_tables
 
 try:
     from data_tools.tokenizer import _segments
@@ -42,7 +46,7 @@ _CHUNK_BYTES = 1 << 18
 _ENTRIES = 1 << 18
 _KEY_BYTES = 1 << 22
 _MOST_IDS = 1 << 21
-_SCORE_STEPS, _LARGEST_SCORE = 64, 4096.0
+_LARGEST_SCORE = 4096.0
 _PAIRS = 256 * 256
 
 Ids = npt.NDArray[np.int32]
@@ -55,8 +59,8 @@ NOT_COMPILED = (
 
 
 def is_compiled() -> bool:
-    """Whether the C module is there."""
-    return _segments is not None
+    """Whether the C module is there, and of this release."""
+    return hasattr(_segments, "unigram")
 
 
 def cut_table(model: bytes) -> bytes | None:
@@ -109,7 +113,7 @@ def _decomposes(spec: Any, pieces: Sequence[tuple[str, float, int]]) -> bool:
         return False
     if spec.model_type == spec.BPE:
         return len(np.unique(scores)) == len(scores)
-    steps = scores * _SCORE_STEPS
+    steps = scores * SCORE_STEPS
     exact = bool(np.all(steps == np.round(steps)) and np.all(np.abs(scores) <= _LARGEST_SCORE))
     return spec.model_type == spec.UNIGRAM and exact and kinds.USER_DEFINED not in found
 
@@ -125,6 +129,7 @@ class SegmentEncoder:
             cuts: its `cut_table`.
         """
         self._processor, self._cuts = processor, cuts
+        self._unigram = unigram_tables(processor.serialized_model_proto())
         self._newline: int = processor.piece_to_id("\n")
         self._lock = threading.Lock()
         self._slots = np.zeros((2 * _ENTRIES, 2), np.uint64)
@@ -186,10 +191,17 @@ class SegmentEncoder:
         """Encode new segments, one a line; they become the entries from `known` on."""
         if self._entries == known:
             return
+        count = self._entries - known
+        if self._unigram is not None:
+            ends = np.empty(count, np.int64)
+            self._remember(
+                np.frombuffer(_segments.unigram(lines, *self._unigram, ends), np.int32), ends, known
+            )
+            return
         ids = self._processor.encode_as_numpy([lines], num_threads=1)[0]
         between = ids == self._newline
         ends = np.flatnonzero(between)
-        assert len(ends) == self._entries - known - 1, "a segment holds a line break"
+        assert len(ends) == count - 1, "a segment holds a line break"
         ids = ids[~between]
         self._remember(ids, np.append(ends - np.arange(len(ends)), len(ids)), known)
 

@@ -180,5 +180,15 @@ def test_buffers_that_do_not_fit_are_refused() -> None:
     buffers = [np.zeros(8, np.uint64), np.zeros(8, np.uint8), np.zeros(3, np.uint32)]
     with pytest.raises(ValueError, match="do not fit"):
         module.find(b"abc", 0, 4, bytes(1 << 16), *buffers, 0, np.zeros(8, np.int32), np.zeros(16, np.int64))
+    edges, nodes, ids = np.full((4, 2), 2**32 - 1, np.uint32), np.zeros(3, np.int32), np.zeros(256, np.int32)
+    tables = {"edges": edges, "scores": nodes, "ids": nodes, "byte_ids": ids}
+    assert module.unigram(b"ab\n", *tables.values(), 1, -1, np.zeros(2, np.int64)) == bytes(2 * 4)
+    for name, wrong in (
+        ("edges", edges[:3]), ("edges", edges * 0), ("scores", nodes[:2]), ("byte_ids", ids[:255])
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match="do not fit"):
+            module.unigram(b"ab\n", *{**tables, name: wrong}.values(), 1, -1, np.zeros(2, np.int64))
+    with pytest.raises(ValueError, match="do not fit"):
+        module.unigram(b"ab\n", *tables.values(), 1, -1, np.zeros(1, np.int64))
     with pytest.raises(ValueError, match="outside of the ids"):
         module.gather(np.array([0, 1], np.int32), np.array([0, 1], np.int64), np.zeros(1, np.int32))
