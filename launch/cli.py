@@ -23,6 +23,7 @@ GROUPS: dict[str, tuple[str, str]] = {
         "build one rank of a large job here: shapes, parameters, memory",
     ),
     "parity": ("pretrain.parity.command", "prove a config's layouts equal to one rank, on CPU"),
+    "checkpoints": ("pretrain.checkpoint.command", "list, verify and show what a run has saved"),
     "finetune": ("finetune.train", "train a checkpoint further for a task"),
     "evaluate": ("finetune.evaluate", "score a finetuned checkpoint on labelled rows"),
     "predict": ("finetune.predict", "answer rows with a finetuned checkpoint"),

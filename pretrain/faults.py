@@ -1,4 +1,4 @@
-"""Planted faults: tests and drills ask through the environment for a rank to die at a certain point.
+"""Planted faults: tests and drills ask through the environment for a rank to die or wait at a certain point.
 
     HEADWATER_FAULT="save.state kill rank=1 nth=2"    the second time that rank 1 comes to this point
     HEADWATER_FAULT_ONCE=/path/of/a/file              only if this file does not exist yet; it is made
@@ -16,11 +16,12 @@ from collections import Counter
 from pathlib import Path
 
 VARIABLE, ONCE = "HEADWATER_FAULT", "HEADWATER_FAULT_ONCE"
+PAUSE_SECONDS = 3.0
 _passed: Counter[str] = Counter()
 
 
 def fault(point: str) -> None:
-    """Do here what the environment asks for, if it names this point: kill, hang or full (the disk)."""
+    """Do here what the environment asks for, if it names this point: kill, hang, pause or full (the disk)."""
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return
@@ -51,7 +52,9 @@ def _act(point: str, action: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "hang":
         time.sleep(86_400)
+    elif action == "pause":
+        time.sleep(PAUSE_SECONDS)
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), point)
     else:
-        raise ValueError(f"{VARIABLE}: {action!r} is none of kill, hang, full")
+        raise ValueError(f"{VARIABLE}: {action!r} is none of kill, hang, pause, full")

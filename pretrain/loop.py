@@ -64,6 +64,8 @@ def _fit(job: Job, reporter: Reporter, saves: Saves, bad_steps: BadSteps, positi
             check_replicas(job.engine, micro_batches[0], position.step)
         if reason:
             saves.note_bad_step(position.step, reason)
+        else:
+            position.probe = micro_batches[0]
         if reason or _due(position.step, training.log_interval, training.train_steps):
             with record_function("phase: logging"):
                 reporter.step(position.step, lr, result, bad_steps)

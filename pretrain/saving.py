@@ -15,10 +15,11 @@ from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.job import Job
 from pretrain.parallel.collectives import broadcast_from_main
 from pretrain.reporting import Reporter
-from pretrain.step import TrainingError
+from pretrain.step import MicroBatch, TrainingError
 
-FLUSH_SECONDS = 60.0
-"""For a checkpoint that is being written while the job ends with an error."""
+PEERS_SECONDS, FLUSH_SECONDS = 10.0, 60.0
+"""For a checkpoint that is being written while the job ends with an error: for the shares of other ranks,
+which may be gone; then for this rank's own."""
 
 
 @dataclass(slots=True)
@@ -29,6 +30,8 @@ class Position:
     """Optimizer steps done."""
     evaluation_due: bool = False
     """The evaluation of this step was broken off by a stop."""
+    probe: MicroBatch | None = None
+    """Of the last good step; its loss is saved with the weights."""
 
 
 def resume(job: Job) -> tuple[Position, BadSteps]:
@@ -48,12 +51,16 @@ def resume(job: Job) -> tuple[Position, BadSteps]:
             "another run_dir"
         )
     trainer: dict[str, Any] = {"step": 0}
+    probe = None
     if found.directory is not None:
-        trainer = load_checkpoint(job.engine, found.directory)
-        job.stream.load_state_dict(trainer["stream"])
+        loaded = load_checkpoint(job.engine, found.directory)
+        trainer, probe = loaded.trainer, loaded.probe
+        if "stream" in trainer:  # imported weights have none: training begins with them
+            job.stream.load_state_dict(trainer["stream"])
         if main:
-            print(f"resuming from {found.directory} (step {trainer['step']})", flush=True)
-    position = Position(int(trainer["step"]), bool(trainer.get("evaluation_due")))
+            text = f"resuming from {found.directory} (step {trainer['step']}); {loaded.proof}"
+            print(text, flush=True)
+    position = Position(int(trainer["step"]), bool(trainer.get("evaluation_due")), probe)
     known = broadcast_from_main(read_record(run_dir, position.step) if main else None)
     bad_steps = BadSteps(job.config.bad_steps, known)
     if "bad_steps" in trainer:
@@ -68,7 +75,7 @@ class Saves:
         self._job, self._bad_steps, self._reporter = job, bad_steps, reporter
         self._writer = CheckpointWriter(job.config.checkpoint, job.claim.attempt, job.claim.check)
         self._memory = HostMemory()
-        self._last = position.step
+        self._last = (position.step, position.evaluation_due)
         self._samples = job.stream.consumed_samples
 
     def __enter__(self) -> Saves:
@@ -77,8 +84,7 @@ class Saves:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # After an error ranks may be gone: what this one has begun gets a moment, nobody is waited for.
-        self._writer.wait(FLUSH_SECONDS)
+        self._writer.abandon(PEERS_SECONDS, FLUSH_SECONDS)
 
     @property
     def failed(self) -> bool:
@@ -102,8 +108,10 @@ class Saves:
             "stream": job.stream.state_dict(),
             "bad_steps": self._bad_steps.state_dict(),
         }
-        snapshot = take_snapshot(job.engine, job.config, trainer, job.extra_files, self._memory)
-        self._last, self._samples = position.step, job.stream.consumed_samples
+        snapshot = take_snapshot(
+            job.engine, job.config, trainer, job.extra_files, self._memory, position.probe
+        )
+        self._last, self._samples = (position.step, position.evaluation_due), job.stream.consumed_samples
         self._writer.start(snapshot)
         if not job.config.checkpoint.async_save:
             self._settle()
@@ -115,7 +123,7 @@ class Saves:
         if written is None:
             return
         if self._job.ledger:
-            self._job.ledger.saved(self._last, self._samples)
+            self._job.ledger.saved(self._last[0], self._samples)
         self._reporter.say(f"saved {written} in {self._writer.seconds:.1f} s")
 
     def finish(self, position: Position) -> None:
@@ -124,7 +132,7 @@ class Saves:
         Raises:
             CheckpointWriteError: on every rank, when one could not write.
         """
-        if self._last < position.step or position.evaluation_due:
+        if position.step and self._last != (position.step, position.evaluation_due):
             self.save(position)
         self._job.watchdog.enter("last save", position.step)
         self._settle()
@@ -159,7 +167,7 @@ class Saves:
                 "new run_dir"
             )
         bad.rolled_back(read_manifest(directory)["trainer"]["bad_steps"])
-        trainer = load_checkpoint(job.engine, directory)
+        trainer = load_checkpoint(job.engine, directory).trainer
         self._reporter.say(
             f"step {position.step}: too many bad steps in a row; weights are those of {directory} again, the "
             f"data of steps {trainer['step'] + 1} to {position.step} is passed over"

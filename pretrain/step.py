@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import record_function
 
+from pretrain.faults import fault
 from pretrain.models import PretrainingModel
 from pretrain.parallel.topology import Topology
 from pretrain.parallel.zero import Engine
@@ -107,6 +108,7 @@ def evaluate_unless(
     sums = {name: torch.zeros((), device=engine.topology.device) for name in weights}
     counts = dict.fromkeys(weights, 0.0)
     for micro_batches in steps:
+        fault("evaluation")
         if stop_now():
             engine.train_mode()
             return None

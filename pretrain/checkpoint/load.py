@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from data_tools.errors import DataError
 from data_tools.tokenizer import corpus_tokenizer
 from pretrain.checkpoint.fragments import KINDS, MOMENTS, Fragment, RankState
 from pretrain.checkpoint.layout import ParameterLayout, parameter_layouts
-from pretrain.checkpoint.manifest import CONFIG, CheckpointError, read_manifest
+from pretrain.checkpoint.manifest import CONFIG, CheckpointError, described_layout, read_manifest
+from pretrain.checkpoint.probe import check_probe
 from pretrain.checkpoint.proof import loaded_fingerprints
+from pretrain.checkpoint.snapshot import layout_of
 from pretrain.faults import fault
 from pretrain.parallel.topology import Topology
 from pretrain.parallel.zero import Engine
+from pretrain.step import MicroBatch
 
 
 class StateReader:
@@ -51,11 +55,16 @@ class StateReader:
         return self.layouts[name].split(self.full(kind, name), rank, size)
 
     def _open(self, name: str) -> None:
-        handle: Any = safe_open(self.directory / name, framework="pt")
-        tp_rank = int(name[len("state-tp") :].split("-")[0])
-        for entry in json.loads(handle.metadata()["fragments"]):
-            fragment = Fragment(**entry)
-            self._index[fragment.name, tp_rank].append((handle, fragment))
+        try:
+            handle: Any = safe_open(self.directory / name, framework="pt")
+            tp_rank = int(name[len("state-tp") :].split("-")[0])
+            for entry in json.loads(handle.metadata()["fragments"]):
+                fragment = Fragment(**entry)
+                self._index[fragment.name, tp_rank].append((handle, fragment))
+        except (SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.directory / name}: not a state file of headwater: {error}"
+            ) from error
 
     def _saved_shard(self, kind: str, name: str, tp_rank: int) -> Tensor:
         shape = self.layouts[name].shard_shape(self._tp_size)
@@ -74,20 +83,33 @@ class StateReader:
         return shard.view(shape)
 
 
-def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What came with the weights and moments of a checkpoint."""
+
+    trainer: dict[str, Any]
+    """The trainer's state: `step`, the data cursor and counters."""
+    proof: str
+    """One line: from which layout to which, what was compared."""
+    probe: MicroBatch | None
+    """The micro-batch of the probe loss."""
+
+
+def load_checkpoint(engine: Engine, directory: Path) -> Loaded:
     """Load weights and moments into a running engine of any TP x DP x ZeRO layout.
 
-    Returns:
-        The trainer state that was saved with them.
-
     Raises:
-        CheckpointError: If parameters are missing, have other shapes, or did not arrive as they were saved.
+        CheckpointError: If parameters are missing, have other shapes, or did not arrive as they were saved,
+            or if the probe loss is another one.
     """
     reader = StateReader(directory)
     topology = engine.topology
-    _check_names(
-        reader.layouts, parameter_layouts(engine.model, topology.tensor_model_parallel_size), directory
-    )
+    wanted = parameter_layouts(engine.model, topology.tensor_model_parallel_size)
+    _check_names(reader.layouts, wanted, directory)
+    if surplus := [name for name in reader.layouts if name not in wanted]:
+        raise CheckpointError(
+            f"{directory}: the model has no {surplus[0]}; is it another model's checkpoint?"
+        )
     state = RankState(engine)
     steps = int(reader.manifest["optimizer_steps"])
     if steps or state.optimizer_steps():
@@ -108,17 +130,20 @@ def load_checkpoint(engine: Engine, directory: Path) -> dict[str, Any]:
                 mine = shard.view(-1).narrow(0, fragment.start, fragment.numel)
                 state.view(fragment, kind).copy_(mine)
         fault("load.parameter")
-    _check_fingerprints(engine, reader)
+    told = [_check_fingerprints(engine, reader)]
+    before, now = reader.manifest["topology"], layout_of(engine)
+    if before != now:
+        told.insert(0, f"{described_layout(before)} -> {described_layout(now)}")
     engine.loss_scale.load_state(reader.manifest.get("loss_scale", {}))
-    trainer: dict[str, Any] = reader.manifest["trainer"]
-    return trainer
+    probed, probe = check_probe(engine, directory, reader.manifest)
+    return Loaded(reader.manifest["trainer"], "; ".join([*told, probed]), probe)
 
 
-def _check_fingerprints(engine: Engine, reader: StateReader) -> None:
+def _check_fingerprints(engine: Engine, reader: StateReader) -> str:
     """Compare what arrived in the engine with what was saved, whatever the layouts; on all ranks together."""
     saved = reader.manifest.get("fingerprints")
     if not saved:
-        return  # weights alone, without a training state
+        return "weights alone, without fingerprints"
     loaded = loaded_fingerprints(engine, reader.layouts)
     wrong = [name for name in reader.layouts if loaded[name] != saved[name]]
     if wrong:
@@ -126,6 +151,7 @@ def _check_fingerprints(engine: Engine, reader: StateReader) -> None:
             f"{reader.directory}: {len(wrong)} of {len(saved)} parameters did not arrive as they were saved, "
             f"the first is {wrong[0]}; the run cannot go on from it in this layout"
         )
+    return f"fingerprints of {len(saved)} parameters equal"
 
 
 def read_parameters(directory: Path) -> dict[str, Tensor]:
@@ -136,7 +162,11 @@ def read_parameters(directory: Path) -> dict[str, Tensor]:
 
 def read_config(directory: Path) -> dict[str, Any]:
     """The configuration that was saved with a checkpoint."""
-    config: dict[str, Any] = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+    path = directory / CONFIG
+    try:
+        config: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return config
 
 

@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint.files import fingerprint
+import xxhash
 
-FORMAT_VERSION = 1
+from pretrain.checkpoint.files import fingerprint, write_json
+
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 CONFIG = "config.yaml"
 _NAME = re.compile(r"step-(\d{8})")
+_ASIDE = re.compile(r"step-(\d{8})\.replaced-\d+")
+_OWN_HASH = "manifest_xxh3"
+_READERS = 8
+"""Files that are hashed at a time."""
 
 
 class CheckpointError(Exception):
@@ -50,18 +57,29 @@ def step_directory(run_dir: Path, step: int) -> Path:
 
 
 def step_of(directory: Path) -> int:
-    """The step in a checkpoint directory's name."""
-    return int(directory.name.removeprefix("step-"))
+    """The step in a checkpoint directory's name, also of one that was set aside."""
+    return int(directory.name.removeprefix("step-").partition(".")[0])
 
 
 def list_checkpoints(run_dir: Path) -> list[Path]:
-    """Finished checkpoint directories, oldest first; not yet verified."""
+    """Finished checkpoint directories, oldest first; not yet verified.
+
+    One that was set aside counts as long as the one that replaces it has not got its name: a job may have
+    been killed in between.
+    """
     root = checkpoints_directory(run_dir)
-    return (
-        sorted(p for p in root.glob("step-*") if p.is_dir() and _NAME.fullmatch(p.name))
-        if root.is_dir()
-        else []
-    )
+    found = [path for path in root.glob("step-*") if path.is_dir()] if root.is_dir() else []
+    named = {path.name for path in found if _NAME.fullmatch(path.name)}
+    return sorted(path for path in found if path.name in named or _is_orphan(path, named))
+
+
+def list_set_aside(run_dir: Path) -> list[Path]:
+    """Directories of checkpoints that others replaced."""
+    return sorted(p for p in checkpoints_directory(run_dir).glob("step-*") if _ASIDE.fullmatch(p.name))
+
+
+def _is_orphan(path: Path, named: set[str]) -> bool:
+    return bool(_ASIDE.fullmatch(path.name)) and path.name.partition(".")[0] not in named
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:
@@ -79,7 +97,21 @@ def read_manifest(directory: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(f"{path}: not a checkpoint manifest of format {FORMAT_VERSION}")
+    if manifest.pop(_OWN_HASH, None) != _own_hash(manifest):
+        raise CheckpointError(f"{path}: content does not match its hash")
+    if any(Path(name).name != name for name in manifest["files"]):
+        raise CheckpointError(f"{path}: names files outside of its directory")
     return manifest
+
+
+def write_manifest(directory: Path, manifest: Mapping[str, Any]) -> None:
+    """Write the manifest, with its format and a hash of itself; the last file of a checkpoint."""
+    content = json.loads(json.dumps({**manifest, "format_version": FORMAT_VERSION}))
+    write_json(directory / MANIFEST, content | {_OWN_HASH: _own_hash(content)})
+
+
+def _own_hash(manifest: Mapping[str, Any]) -> str:
+    return str(xxhash.xxh3_128(json.dumps(manifest, sort_keys=True).encode()).hexdigest())
 
 
 def verify(directory: Path) -> list[str]:
@@ -88,7 +120,9 @@ def verify(directory: Path) -> list[str]:
         manifest = read_manifest(directory)
     except CheckpointError as error:
         return [str(error)]
-    return list(_damage(directory, manifest))
+    with ThreadPoolExecutor(_READERS) as readers:
+        found = readers.map(lambda item: _damage(directory / item[0], item[1]), manifest["files"].items())
+        return [problem for problem in found if problem]
 
 
 def find_newest(
@@ -108,7 +142,7 @@ def find_newest(
     ]
     finished = list_checkpoints(run_dir)
     if until_step is not None:
-        finished = [path for path in finished if path.name <= step_directory(run_dir, until_step).name]
+        finished = [path for path in finished if step_of(path) <= until_step]
     for damaged, directory in enumerate(reversed(finished)):
         problems = verify(directory)
         if not problems and not suits(read_manifest(directory)["trainer"]):
@@ -139,12 +173,21 @@ def find_checkpoint(path: Path) -> Path:
     return found.directory
 
 
-def _damage(directory: Path, manifest: dict[str, Any]) -> Iterator[str]:
-    for name, expected in manifest["files"].items():
-        path = directory / name
-        if not path.is_file():
-            yield f"{path}: missing"
-        elif path.stat().st_size != expected["bytes"]:
-            yield f"{path}: {path.stat().st_size} bytes, expected {expected['bytes']}"
-        elif fingerprint(path) != expected:
-            yield f"{path}: content does not match its hash"
+def described_layout(topology: Mapping[str, Any]) -> str:
+    """One layout in words, from a manifest."""
+    return (
+        f"TP {topology['tensor_model_parallel_size']} x DP {topology['data_parallel_size']}, "
+        f"ZeRO {topology['zero_stage']}, {topology['precision']}"
+    )
+
+
+def _damage(path: Path, expected: Mapping[str, Any]) -> str | None:
+    try:
+        size = path.stat().st_size
+        if size != expected["bytes"]:
+            return f"{path}: {size} bytes, expected {expected['bytes']}"
+        return None if fingerprint(path) == expected else f"{path}: content does not match its hash"
+    except FileNotFoundError:
+        return f"{path}: missing"
+    except OSError as error:
+        return f"{path}: cannot be read: {error.strerror}"

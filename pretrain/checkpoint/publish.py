@@ -21,14 +21,13 @@ from typing import Any
 
 from pretrain.checkpoint.files import fingerprint, flush, write_json
 from pretrain.checkpoint.manifest import (
-    CONFIG,
-    FORMAT_VERSION,
-    MANIFEST,
     CheckpointError,
     checkpoints_directory,
     list_checkpoints,
+    list_set_aside,
     step_directory,
     step_of,
+    write_manifest,
 )
 from pretrain.checkpoint.proof import add_up, fingerprints
 from pretrain.checkpoint.snapshot import Snapshot
@@ -90,7 +89,7 @@ def publish(
         staging: where all ranks write.
         keep: how many stay.
         check: raises when the run is no longer ours.
-        given_up: set when another rank is known to have failed.
+        given_up: set when shares that are not there yet are not to be waited for.
 
     Raises:
         OSError, CheckpointWriteError: It was not written; what there was of it is removed.
@@ -106,7 +105,7 @@ def publish(
             staging,
             step_directory(snapshot.run_dir, snapshot.step),
             {"files": files, **manifest},
-            snapshot.config,
+            snapshot.contents,
             snapshot.extra_files,
         )
     except (OSError, CheckpointWriteError):
@@ -118,30 +117,32 @@ def publish(
 
 
 def complete(
-    staging: Path, final: Path, manifest: Mapping[str, Any], config: str, extra: Mapping[str, Path]
+    staging: Path,
+    final: Path,
+    manifest: Mapping[str, Any],
+    contents: Mapping[str, bytes],
+    extra: Mapping[str, Path],
 ) -> Path:
-    """Add config, copies and manifest, flush, and give the directory its name.
+    """Add small files, copies and manifest, flush, and give the directory its name.
 
     Args:
         staging: holds the state files.
         final: the name.
         manifest: with the `files` so far.
-        config: text of config.yaml.
+        contents: small files by name.
         extra: name in the checkpoint -> file to copy.
     """
     files = dict(manifest["files"])
-    (staging / CONFIG).write_text(config, encoding="utf-8")
+    for name, content in contents.items():
+        (staging / name).write_bytes(content)
     for name, source in extra.items():
         shutil.copyfile(source, staging / name)
-    for name in (CONFIG, *extra):
+    for name in (*contents, *extra):
         flush(staging / name)
         files[name] = fingerprint(staging / name)
     versions = {name: version(name) for name in ("torch", "deepspeed", "megatron-core")}
     fault("save.manifest")
-    write_json(
-        staging / MANIFEST,
-        {**manifest, "format_version": FORMAT_VERSION, "files": files, "versions": versions},
-    )
+    write_manifest(staging, {**manifest, "files": files, "versions": versions})
     fault("save.rename")
     if final.exists():  # written by an attempt whose run then went back to an earlier step, or damaged
         _set_aside(final)
@@ -160,8 +161,10 @@ def prune(run_dir: Path, newest: Path, keep_last: int, keep_every: int = 0) -> N
         keep_every: those of multiples of so many steps stay as well; 0 for none.
     """
     root = checkpoints_directory(run_dir)
-    old = [path for path in list_checkpoints(run_dir) if path.name <= newest.name][:-keep_last]
-    doomed = [path for path in old if not (keep_every and step_of(path) % keep_every == 0)]
+    past = [path for path in list_checkpoints(run_dir) if step_of(path) <= step_of(newest)]
+    doomed = [path for path in past[:-keep_last] if not (keep_every and step_of(path) % keep_every == 0)]
+    doomed += [path for path in list_set_aside(run_dir) if step_of(path) < step_of(past[-keep_last:][0])]
+    doomed = list(dict.fromkeys(doomed))
     unfinished = [*root.glob(f"{WRITING}*"), *root.glob(f"{REMOVING}*")]  # of attempts that died
     for path in (*doomed, *unfinished):
         try:
@@ -185,9 +188,9 @@ def _await_notes(staging: Path, world_size: int, given_up: threading.Event) -> l
         names = set(os.listdir(staging)) if staging.is_dir() else set()
         for problem in _failures(names):
             raise CheckpointWriteError(problem)
-        if given_up.is_set():
-            raise CheckpointWriteError("another rank could not write its share")
         missing = {rank for rank in missing if f"rank-{rank:05d}.note" not in names}
+        if missing and given_up.is_set():
+            raise CheckpointWriteError("another rank could not write its share")
         if missing:
             time.sleep(_POLL_SECONDS)
     if missing:

@@ -14,17 +14,22 @@ from torch import Tensor
 
 from pretrain.checkpoint.fragments import Fragment
 from pretrain.checkpoint.layout import ParameterLayout
-from pretrain.checkpoint.manifest import step_directory
+from pretrain.checkpoint.manifest import CONFIG, step_directory
 from pretrain.checkpoint.publish import WRITING, complete
 from pretrain.checkpoint.snapshot import HostMemory, state_file_name, take_snapshot
 from pretrain.checkpoint.state_file import write_state_file
 from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config import JobConfig, dump_yaml
 from pretrain.parallel.zero import Engine
+from pretrain.step import MicroBatch
 
 
 def save_checkpoint(
-    engine: Engine, config: JobConfig, trainer: Mapping[str, Any], extra_files: Mapping[str, Path]
+    engine: Engine,
+    config: JobConfig,
+    trainer: Mapping[str, Any],
+    extra_files: Mapping[str, Path],
+    probe: MicroBatch | None = None,
 ) -> Path:
     """Save weights, moments and the trainer's state, and wait for it; called by all ranks together.
 
@@ -33,12 +38,13 @@ def save_checkpoint(
         config: Saved as `config.yaml`.
         trainer: JSON-able state: `step`, the data cursor and counters.
         extra_files: Name in the checkpoint -> file to copy (the tokenizer).
+        probe: This rank's micro-batch for the probe loss; None saves none.
 
     Raises:
         CheckpointWriteError: On every rank, if any rank could not write; earlier checkpoints are untouched.
     """
     writer = CheckpointWriter(config.checkpoint, "single", lambda: None)
-    writer.start(take_snapshot(engine, config, trainer, extra_files, HostMemory()))
+    writer.start(take_snapshot(engine, config, trainer, extra_files, HostMemory(), probe))
     writer.settle()
     return step_directory(Path(config.run_dir), int(trainer["step"]))
 
@@ -75,4 +81,4 @@ def write_parameters(
         "topology": topology,
         "files": {state_file_name(0, 0): found},
     }
-    complete(writing, directory, manifest, dump_yaml(config), files)
+    complete(writing, directory, manifest, {CONFIG: dump_yaml(config).encode()}, files)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,11 @@ from torch import Tensor
 
 from pretrain.checkpoint.fragments import MOMENTS, Fragment, RankState
 from pretrain.checkpoint.layout import ParameterLayout, parameter_layouts
+from pretrain.checkpoint.manifest import CONFIG
+from pretrain.checkpoint.probe import PROBE, as_file, probe_loss
 from pretrain.config import JobConfig, dump_yaml
 from pretrain.parallel.zero import Engine
+from pretrain.step import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +47,9 @@ class Snapshot:
     fragments: list[Fragment]
     layouts: Mapping[str, ParameterLayout]
     manifest: dict[str, Any]
-    """What does not depend on the files; the same on every rank."""
-    config: str
+    """What does not depend on the files; the main rank's is written."""
+    contents: Mapping[str, bytes]
+    """Small files by name: config, probe."""
     extra_files: Mapping[str, Path]
     """Name in the checkpoint -> file to copy (the tokenizer)."""
 
@@ -87,6 +92,7 @@ def take_snapshot(
     trainer: Mapping[str, Any],
     extra_files: Mapping[str, Path],
     memory: HostMemory,
+    probe: MicroBatch | None = None,
 ) -> Snapshot:
     """Copy this rank's share of weights and moments, between two optimizer steps.
 
@@ -96,6 +102,7 @@ def take_snapshot(
         trainer: JSON-able state: `step`, the data cursor and counters.
         extra_files: Name in the checkpoint -> file to copy.
         memory: Where the copies go.
+        probe: This rank's micro-batch whose loss is saved; the main rank's is kept with it.
     """
     topology, state = engine.topology, RankState(engine)
     mine = own_fragments(engine, state.fragments)
@@ -110,8 +117,14 @@ def take_snapshot(
         "trainer": dict(trainer),
         "loss_scale": engine.loss_scale.state(),
         "parameters": {name: layout.as_json() for name, layout in layouts.items()},
-        "topology": layout_of(engine, config),
+        "topology": layout_of(engine),
     }
+    contents = {CONFIG: dump_yaml(config).encode()}
+    loss = math.nan if probe is None else probe_loss(engine, probe)
+    if probe is not None and math.isfinite(loss):
+        manifest["probe_loss"] = loss
+        if topology.is_main:
+            contents[PROBE] = as_file(probe)
     return Snapshot(
         run_dir=Path(config.run_dir),
         place=place_of(engine),
@@ -119,7 +132,7 @@ def take_snapshot(
         fragments=mine,
         layouts=layouts,
         manifest=manifest,
-        config=dump_yaml(config),
+        contents=contents,
         extra_files=extra_files,
     )
 
@@ -144,13 +157,13 @@ def place_of(engine: Engine) -> Place:
     )
 
 
-def layout_of(engine: Engine, config: JobConfig) -> dict[str, Any]:
+def layout_of(engine: Engine) -> dict[str, Any]:
     """TP x DP x ZeRO and precision, as a manifest has them."""
     return {
         "tensor_model_parallel_size": engine.topology.tensor_model_parallel_size,
         "data_parallel_size": engine.topology.data_parallel_size,
         "zero_stage": engine.zero_stage,
-        "precision": config.precision,
+        "precision": engine.config.precision,
     }
 
 

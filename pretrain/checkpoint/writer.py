@@ -83,10 +83,22 @@ class CheckpointWriter:
         return problems
 
     def wait(self, timeout_seconds: float | None = None) -> None:
-        """Wait for this rank's thread only; a collective may no longer be possible."""
+        """Wait for this rank's thread only."""
         if self._thread:
             self._thread.join(timeout_seconds)
-            self._thread = None
+            if not self._thread.is_alive():
+                self._thread = None
+
+    def abandon(self, peers_seconds: float, timeout_seconds: float) -> None:
+        """Wait after an error, when no collective may be possible any more.
+
+        Args:
+            peers_seconds: for the shares of other ranks, which may be gone.
+            timeout_seconds: after that, for what this rank writes itself.
+        """
+        self.wait(peers_seconds)
+        self._given_up.set()
+        self.wait(timeout_seconds)
 
     def _write(self, snapshot: Snapshot) -> None:
         began = time.perf_counter()

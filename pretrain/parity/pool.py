@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import itertools
 import multiprocessing
@@ -126,4 +127,5 @@ def _call(function: str, arguments: dict[str, Any], call: int) -> Any:
     result = getattr(importlib.import_module(module), name)(**arguments)
     dist.barrier()
     leave_process_group()
+    gc.collect()  # engines lie in reference cycles, and keep their groups and the threads of these
     return result

@@ -2,35 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support.runs import HEADWATER, rows, run, tiny_run
-
-LAUNCHERS = {
-    "headwater": [*HEADWATER, "launch", "local", "--nproc", "2"],
-    "torchrun": [
-        str(Path(sys.executable).parent / "torchrun"),
-        "--standalone",
-        "--nproc_per_node",
-        "2",
-        "-m",
-        "pretrain.train",
-    ],
-    "deepspeed": [
-        str(Path(sys.executable).parent / "deepspeed"),
-        "--num_gpus",
-        "2",
-        "--master_port",
-        "29733",
-        "--module",
-        "pretrain.train",
-    ],
-    "by hand": [sys.executable, "-m", "pretrain.train"],
-    "headwater pretrain": [*HEADWATER, "pretrain"],
-}
+from tests.support.runs import LAUNCHERS, rows, run, tiny_run
 
 
 @pytest.mark.distributed

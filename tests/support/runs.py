@@ -13,6 +13,28 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HEADWATER = [sys.executable, "-c", "import sys; from launch.cli import main; sys.exit(main(sys.argv[1:]))"]
+LAUNCHERS = {
+    "headwater": [*HEADWATER, "launch", "local", "--nproc", "2"],
+    "torchrun": [
+        str(Path(sys.executable).parent / "torchrun"),
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+        "-m",
+        "pretrain.train",
+    ],
+    "deepspeed": [
+        str(Path(sys.executable).parent / "deepspeed"),
+        "--num_gpus",
+        "2",
+        "--master_port",
+        "29733",
+        "--module",
+        "pretrain.train",
+    ],
+    "by hand": [sys.executable, "-m", "pretrain.train"],
+    "headwater pretrain": [*HEADWATER, "pretrain"],
+}
 
 
 def environment() -> dict[str, str]:

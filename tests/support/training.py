@@ -170,7 +170,7 @@ def train(
     seed_initialization(config.seed)
     model = build_model(config)
     engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
-    first = int(load_checkpoint(engine, Path(load))["step"]) if load else 0
+    first = int(load_checkpoint(engine, Path(load)).trainer["step"]) if load else 0
     losses, norms, applied = [], [], []
     for step in range(first, first + steps):
         if step in leave_out:
@@ -185,7 +185,7 @@ def train(
         applied.append(result.applied)
     directory = None
     if save:
-        directory = str(save_checkpoint(engine, config, {"step": first + steps}, {}))
+        directory = str(save_checkpoint(engine, config, {"step": first + steps}, {}, batches[0]))
     replicated = [
         parameter.detach().float().sum().item()
         for parameter in model.parameters()

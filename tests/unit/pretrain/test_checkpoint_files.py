@@ -17,7 +17,7 @@ from pretrain.checkpoint import (
     write_parameters,
 )
 from pretrain.checkpoint.layout import ParameterLayout
-from pretrain.checkpoint.manifest import step_directory, verify
+from pretrain.checkpoint.manifest import list_checkpoints, step_directory, verify
 from pretrain.checkpoint.publish import prune
 from pretrain.config import load_config
 
@@ -57,6 +57,19 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def make_unreadable(path: Path) -> None:
+    """A link to itself: every access is an OSError other than "not found"."""
+    path.unlink()
+    path.symlink_to(path)
+
+
+def change_manifest(directory: Path, old: str, new: str) -> None:
+    path = directory / "manifest.json"
+    text = path.read_text()
+    assert text.count(old) == 1
+    path.write_text(text.replace(old, new))
+
+
 DAMAGE = {
     "truncated": lambda d: truncate(state_file(d)),
     "flipped": lambda d: flip(state_file(d)),
@@ -64,6 +77,9 @@ DAMAGE = {
     "no manifest": lambda d: (d / "manifest.json").unlink(),
     "empty manifest": lambda d: (d / "manifest.json").write_text(""),
     "other format": lambda d: (d / "manifest.json").write_text(json.dumps({"format_version": 99})),
+    "manifest without files": lambda d: (d / "manifest.json").write_text('{"format_version": 2}'),
+    "step changed": lambda d: change_manifest(d, '"optimizer_steps": 0', '"optimizer_steps": 4'),
+    "unreadable file": lambda d: make_unreadable(state_file(d)),
     "config edited": lambda d: (d / "config.yaml").write_text("seed: 1\n"),
 }
 
@@ -93,6 +109,22 @@ def test_writing_the_same_step_again_keeps_the_old_one_aside(tmp_path: Path) -> 
     assert verify(write(tmp_path, 3)) == []
     assert (tmp_path / "checkpoints" / "step-00000003.replaced-1").is_dir()
     assert find_newest(tmp_path).directory == step_directory(tmp_path, 3)
+
+
+def test_one_set_aside_counts_until_the_one_that_replaces_it_has_its_name(tmp_path: Path) -> None:
+    """A job that saved a step again and was killed between the two renames has lost nothing."""
+    aside = write(tmp_path, 6).rename(tmp_path / "checkpoints" / "step-00000006.replaced-1")
+    assert find_newest(tmp_path).directory == aside
+    write(tmp_path, 3)
+    assert find_newest(tmp_path).directory == aside
+    assert find_newest(tmp_path, until_step=5).directory == step_directory(tmp_path, 3)
+    write(tmp_path, 6)
+    assert find_newest(tmp_path).directory == step_directory(tmp_path, 6)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-00000003", "step-00000006"]
+    prune(tmp_path, step_directory(tmp_path, 6), keep_last=1)
+    assert aside.exists()
+    prune(tmp_path, write(tmp_path, 9), keep_last=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000009"]
 
 
 def test_pruning_counts_back_from_the_checkpoint_just_written(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -43,16 +44,16 @@ def test_host_memory_is_one_buffer_used_again() -> None:
     assert second["a"].data_ptr() == first["a"].data_ptr() and second["a"].sum() == 1000.0
 
 
-def snapshot(run_dir: Path, step: int = 3) -> Snapshot:
+def snapshot(run_dir: Path, step: int = 3, world_size: int = 1) -> Snapshot:
     values = torch.arange(6.0)
     return Snapshot(
         run_dir=run_dir,
-        place=Place(rank=0, world_size=1, tp_rank=0, tp_size=1, dp_rank=0),
+        place=Place(rank=0, world_size=world_size, tp_rank=0, tp_size=1, dp_rank=0),
         tensors={"master/0": values},
         fragments=[Fragment("w", 0, 0, 0, 6)],
         layouts={"w": ParameterLayout((6,), None)},
         manifest={"step": step, "trainer": {"step": step}},
-        config="seed: 1\n",
+        contents={"config.yaml": b"seed: 1\n"},
         extra_files={},
     )
 
@@ -109,6 +110,24 @@ def test_publishing_clears_away_what_attempts_left(tmp_path: Path) -> None:
     assert writer.take_written() == step_directory(tmp_path, 3)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
     assert verify(step_directory(tmp_path, 3)) == []
+
+
+def test_the_share_of_a_rank_that_is_gone_is_not_waited_for(tmp_path: Path) -> None:
+    good = write(tmp_path, 2)
+    writer = CheckpointWriter(CheckpointConfig(), "now", lambda: None)
+    writer.start(snapshot(tmp_path, world_size=2))
+    began = time.monotonic()
+    writer.abandon(peers_seconds=0.5, timeout_seconds=30.0)
+    assert 0.4 < time.monotonic() - began < 10.0
+    assert writer.failed and writer.take_written() is None
+    assert list((tmp_path / "checkpoints").iterdir()) == [good]
+
+
+def test_a_share_that_came_in_time_is_published_all_the_same(tmp_path: Path) -> None:
+    writer = CheckpointWriter(CheckpointConfig(), "now", lambda: None)
+    writer.start(snapshot(tmp_path))
+    writer.abandon(peers_seconds=0.0, timeout_seconds=30.0)
+    assert not writer.failed and writer.take_written() == step_directory(tmp_path, 3)
 
 
 def test_keep_every_keeps_for_good(tmp_path: Path) -> None:

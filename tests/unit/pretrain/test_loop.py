@@ -86,3 +86,34 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_refused(
     )
     with pytest.raises(CheckpointError, match="every checkpoint is damaged"):
         saving.resume(job)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("resumed", "ended", "saves"),
+    [
+        ((0, False), (0, False), 0),
+        ((6, True), (6, True), 0),
+        ((6, True), (6, False), 1),
+        ((6, False), (7, True), 1),
+    ],
+)
+def test_the_end_saves_what_is_not_saved(
+    monkeypatch: pytest.MonkeyPatch, resumed: tuple[int, bool], ended: tuple[int, bool], saves: int
+) -> None:
+    """An evaluation that was broken off, or made up for, counts as well as a step."""
+    saved = []
+    monkeypatch.setattr(saving, "take_snapshot", lambda engine, config, trainer, *_: saved.append(trainer))
+    writer = SimpleNamespace(start=print, settle=lambda: None, take_written=lambda: None)
+    monkeypatch.setattr(saving, "CheckpointWriter", lambda *_: writer)
+    nothing = SimpleNamespace(state_dict=dict, enter=lambda *_: None, stalled=lambda *_: None)
+    job = SimpleNamespace(
+        config=SimpleNamespace(checkpoint=SimpleNamespace(async_save=True)),
+        claim=SimpleNamespace(attempt="now", check=lambda: None),
+        stream=SimpleNamespace(consumed_samples=0, state_dict=dict),
+        topology=SimpleNamespace(is_main=True),
+        watchdog=nothing,
+        engine=None,
+        extra_files={},
+    )
+    saving.Saves(job, nothing, nothing, saving.Position(*resumed)).finish(saving.Position(*ended))
+    assert [(trainer["step"], trainer["evaluation_due"]) for trainer in saved] == [ended] * saves
