@@ -100,7 +100,7 @@ def read_sentences(split: Path) -> Sentences:
     for block in range(len(manifest.blocks)):
         per_document, lengths = reader.sentences(block)
         start = reader.token_starts[block : block + 1]
-        (flat,) = reader.read_tokens(start, manifest.blocks["tokens"][block : block + 1])
+        flat = reader.read(start, int(manifest.blocks["tokens"][block]))
         document = np.repeat(np.arange(len(per_document)), per_document)
         begins = np.cumsum(lengths, dtype=np.int64) - lengths + document
         for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True):

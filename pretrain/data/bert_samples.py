@@ -83,7 +83,7 @@ class BertSamples:
         spans = [span for plan in plans for span in (plan.a, plan.b)]
         starts = np.array([reader.token_starts[span.block] + span.start for span in spans], dtype=np.int64)
         lengths = np.array([span.length for span in spans], dtype=np.int64)
-        text = np.concatenate(reader.read_tokens(starts, lengths))
+        text = reader.read(starts, lengths)
         return self._lay_out(text, lengths.reshape(-1, 2), np.array([plan.is_random for plan in plans]))
 
     def blank(self) -> PairBatch:

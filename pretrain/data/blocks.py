@@ -44,7 +44,7 @@ class CheckedBlocks:
     Attributes:
         manifest: the split.
         source: where the bytes come from.
-        verified: [blocks] bool, whether a block's tokens were found to match their hash.
+        verified: [blocks] bool, whether a block's tokens may be read without `verify`.
         damaged: blocks that are known to be damaged.
     """
 
@@ -111,6 +111,7 @@ class CheckedBlocks:
     def bad(self, block: int, offset: int, problem: str) -> BadBlock:
         """Remember a block as damaged; returns the error to raise."""
         bad = self.damaged[block] = BadBlock(block, *self._place(block), offset, problem)
+        self.verified[block] = False
         return bad
 
     def _place(self, block: int) -> tuple[str, int]:

@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from data_tools.errors import DataError
 from pretrain.data.objectives import DocumentRows
+from pretrain.data.philox import I64
 from pretrain.data.reader import BlockReader
 from pretrain.data.token_order import Spans
 
@@ -57,18 +58,17 @@ class GptSamples:
         Raises:
             DataError: a shard is missing or damaged.
         """
-        if spans.one_each:
-            rows = self._reader.read_rows(spans.start, self._seq_length + 1)
-            return self._boundaries(rows, None) if self._documents else (rows,)
-        rows = np.empty(
-            (int(spans.row[-1]) + 1, self._seq_length + 1), dtype=self._reader.manifest.token_dtype
-        )
-        ends = np.cumsum(spans.length) - spans.row * self._seq_length
-        buffers = []
-        for row, end, length in zip(spans.row.tolist(), ends.tolist(), spans.length.tolist(), strict=True):
-            buffers.append(rows[row, end - length : end + (end == self._seq_length)])
-        self._reader.read_into(spans.start, buffers)
-        return self._boundaries(rows, spans) if self._documents else (rows,)
+        lengths: I64 | int = self._seq_length + 1
+        if not spans.one_each:
+            lengths = spans.length + (self._ends(spans) == self._seq_length)
+        rows = self._reader.read(spans.start, lengths).reshape(-1, self._seq_length + 1)
+        if not self._documents:
+            return (rows,)
+        return self._boundaries(rows, None if spans.one_each else spans)
+
+    def _ends(self, spans: Spans) -> I64:
+        """[n] where each span ends in its sample."""
+        return np.cumsum(spans.length) - spans.row * self._seq_length
 
     def _boundaries(self, rows: npt.NDArray[np.integer], spans: Spans | None) -> DocumentRows:
         """Mark in [B, S + 1] tokens where documents end, and where a range does not continue the last one."""
@@ -76,7 +76,7 @@ class GptSamples:
         begins[:, 0] = True
         np.equal(rows[:, :-1], self._reader.manifest.eod_id, out=begins[:, 1:])
         if spans is not None:
-            ends = np.cumsum(spans.length) - spans.row * self._seq_length
+            ends = self._ends(spans)
             apart = (spans.start + spans.length)[:-1] != spans.start[1:]
             joined = np.flatnonzero(apart & (ends[:-1] < self._seq_length))
             begins[spans.row[joined], ends[joined]] = True

@@ -166,8 +166,7 @@ class PackedSamples:
         """
         starts, lengths, counts = self._pieces(ids)
         ends = np.cumsum(lengths + 1)  # one more token each: the last label
-        flat = np.empty(int(ends[-1]), dtype=self._reader.manifest.token_dtype)
-        self._reader.read_into(starts, np.split(flat, ends[:-1]))
+        flat = self._reader.read(starts, lengths + 1)
         first = np.zeros(len(flat), dtype=np.bool_)
         first[ends - lengths - 1] = True
         last = np.zeros(len(flat), dtype=np.bool_)

@@ -6,9 +6,6 @@ Nothing here knows the order of samples or what they mean. Where the bytes come 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from operator import attrgetter
-
 import numpy as np
 import numpy.typing as npt
 
@@ -20,10 +17,6 @@ from pretrain.data.blocks import U32, CheckedBlocks
 from pretrain.data.philox import I64
 
 Tokens = npt.NDArray[np.integer]
-
-
-_NONE = np.empty(0, dtype=np.int64)
-_nbytes = attrgetter("nbytes")
 
 
 class BlockReader:
@@ -48,78 +41,64 @@ class BlockReader:
         self._source: Source = source or LocalShards(manifest)
         self._blocks = CheckedBlocks(manifest, self._source, verify)
         self._itemsize = manifest.token_dtype.itemsize
-        self._dtype = manifest.token_dtype
         self.remote = self._source.remote
 
-    def read_tokens(self, starts: I64, lengths: I64) -> list[Tokens]:
-        """Ranges of the corpus stream, one array of `manifest.token_dtype` each; see `read_into`."""
-        buffers = [np.empty(int(length), dtype=self._dtype) for length in lengths]
-        self.read_into(starts, buffers)
-        return buffers
-
-    def read_rows(self, starts: I64, length: int) -> Tokens:
-        """[n, length] tokens of `manifest.token_dtype`: row i begins at token starts[i] of the stream."""
-        rows = np.empty((len(starts), length), dtype=self._dtype)
-        self.read_into(starts, rows)
-        return rows
-
-    def read_into(self, starts: I64, buffers: Tokens | Sequence[Tokens]) -> None:
-        """Fill each buffer with tokens from starts[i] on. The stream is a ring: the first follows the last.
+    def read(self, starts: I64, lengths: I64 | int) -> Tokens:
+        """Tokens of ranges of the corpus stream, one range behind the other. The stream is a ring.
 
         Args:
-            starts: [n] token numbers in the corpus stream, >= 0.
-            buffers: n contiguous arrays of `manifest.token_dtype`.
+            starts: [n] first tokens, >= 0; counted on behind the end of the stream, they begin it anew.
+            lengths: [n] tokens of each range, or one number for all.
+
+        Returns:
+            [sum of lengths] of `manifest.token_dtype`.
 
         Raises:
             BadBlock: a shard is missing, cut short or does not match its hash.
             UnreadableBlock: it cannot be read for another reason.
         """
-        positions = starts % self.token_starts[-1]
-        blocks = np.searchsorted(self.token_starts, positions, side="right") - 1
+        block, inside, length = self._parts(starts, np.broadcast_to(lengths, starts.shape))
         if self._source.remote:
-            self._source.want(np.unique(blocks).tolist())
-        inside = positions - self.token_starts[blocks]
-        rows = self.manifest.blocks[blocks]
-        offsets = rows["offset"].astype(np.int64) + inside * self._itemsize
-        columns = (blocks, inside, rows["shard"], offsets, rows["tokens"] - inside)
-        rest = self._read_plain(columns, buffers)
-        if not rest.size:
-            return
-        places = np.stack([column[rest] for column in columns], axis=1).tolist()
-        for number, (block, at, shard, offset, available) in zip(rest.tolist(), places, strict=True):
-            buffer = buffers[number]
-            if not self._blocks.verified[block]:
-                self._blocks.verify(block)
-            if len(buffer) <= available:
-                self._blocks.read(shard, block, offset, buffer.data)
-            else:
-                self._read_across(block, at, buffer)
+            self._source.want(np.unique(block).tolist())
+        for unknown in np.unique(block[~self._blocks.verified[block]]).tolist():
+            self._blocks.verify(unknown)
+        table = self.manifest.blocks
+        offsets = (table["offset"][block].astype(np.int64) + inside * self._itemsize).tolist()
+        sizes, shards = (length * self._itemsize).tolist(), table["shard"][block].tolist()
+        tokens = np.empty(int(length.sum()), dtype=self.manifest.token_dtype)
+        buffer = tokens.view(np.uint8).data
+        if not self._source.gather(shards, offsets, sizes, buffer):
+            done = 0
+            for part in zip(shards, block.tolist(), offsets, sizes, strict=True):
+                end = done + part[-1]
+                self._blocks.read(*part[:-1], buffer[done:end])
+                done = end
+        return tokens
 
-    def _read_plain(self, columns: tuple[I64, ...], buffers: Tokens | Sequence[Tokens]) -> I64:
-        """Fill the buffers that need no care: local, of verified blocks, each within one of them.
-
-        Returns:
-            Numbers of the other buffers.
-        """
-        blocks, _, shards, offsets, available = columns
-        if not isinstance(self._source, LocalShards) or self._blocks.damaged:
-            return np.arange(len(blocks))
-        plain = self._blocks.verified[blocks] & (_lengths_of(buffers) <= available)
-        rest = _NONE
-        if not plain.all():
-            chosen, rest = np.flatnonzero(plain), np.flatnonzero(~plain)
-            shards, offsets = shards[chosen], offsets[chosen]
-            buffers = [buffers[number] for number in chosen.tolist()]
-        wanted = buffers.nbytes if isinstance(buffers, np.ndarray) else sum(map(_nbytes, buffers))
-        if self._source.read_many(shards.tolist(), offsets.tolist(), buffers) == wanted:
-            return rest
-        return np.arange(len(blocks))
+    def _parts(self, starts: I64, lengths: I64) -> tuple[I64, I64, I64]:
+        """([m] block, [m] token in it, [m] tokens) of ranges, in order; a part of one for each block."""
+        first = starts % self.token_starts[-1]
+        block = np.searchsorted(self.token_starts, first, side="right") - 1
+        inside, left = first - self.token_starts[block], lengths
+        length = np.minimum(left, self.token_starts[block + 1] - first)
+        if np.array_equal(length, left):
+            return block, inside, length
+        row = np.arange(len(starts))
+        found = [(row, block, inside, length)]
+        while (more := np.flatnonzero(left > length)).size:
+            row, block, left = row[more], (block[more] + 1) % len(self.manifest.blocks), (left - length)[more]
+            length = np.minimum(left, self.token_starts[block + 1] - self.token_starts[block])
+            found.append((row, block, np.zeros_like(length), length))
+        rows, *parts = (np.concatenate(column) for column in zip(*found, strict=True))
+        order = np.argsort(rows, kind="stable")
+        block, inside, length = (part[order] for part in parts)
+        return block, inside, length
 
     def want(self, starts: I64, lengths: bool = False) -> None:
         """Say which tokens will be read soon, so that a remote source begins to fetch their blocks.
 
         Args:
-            starts: [n] token numbers, as for `read_into`.
+            starts: [n] token numbers, as for `read`.
             lengths: the lengths of documents and sentences will be read, too.
         """
         if self._source.remote:
@@ -128,7 +107,7 @@ class BlockReader:
                 self._source.want(np.unique(blocks).tolist(), lengths_too)
 
     def documents(self, block: int) -> U32:
-        """[D] tokens of each document of a block, eod included; fails as `read_into` does."""
+        """[D] tokens of each document of a block, eod included; fails as `read` does."""
         return self._blocks.lengths(block)[0]
 
     def sentences(self, block: int) -> tuple[U32, U32]:
@@ -163,24 +142,6 @@ class BlockReader:
         """Close every shard. The reader may be used again; it opens them anew."""
         self._blocks.damaged.clear()
         self._source.close()
-
-    def _read_across(self, block: int, inside: int, buffer: Tokens) -> None:
-        """Fill a buffer from token `inside` of a block on, over as many blocks as it takes."""
-        done = 0
-        while done < len(buffer):
-            if not self._blocks.verified[block]:
-                self._blocks.verify(block)
-            row = self.manifest.blocks[block]
-            count = min(int(row["tokens"]) - inside, len(buffer) - done)
-            offset = int(row["offset"]) + inside * self._itemsize
-            self._blocks.read(int(row["shard"]), block, offset, buffer[done : done + count].data)
-            done, inside, block = done + count, 0, (block + 1) % len(self.manifest.blocks)
-
-
-def _lengths_of(buffers: Tokens | Sequence[Tokens]) -> I64 | int:
-    if isinstance(buffers, np.ndarray):
-        return int(buffers.shape[1])
-    return np.fromiter(map(len, buffers), np.int64, len(buffers))
 
 
 def starts_of(lengths: npt.NDArray[np.integer]) -> I64:

@@ -170,9 +170,7 @@ class SegmentSamples:
         starts, lengths = split_pieces(self._index.pieces[ids.sample])
         if (lengths < 1).any() or (lengths > self._seq_length - SPECIAL_TOKENS).any():
             raise damaged(self._index.path, "a segment has no possible length")
-        flat = np.empty(int(lengths.sum()), dtype=self._reader.manifest.token_dtype)
-        self._reader.read_into(starts, np.split(flat, np.cumsum(lengths)[:-1]))
-        return self._lay_out(flat, lengths)
+        return self._lay_out(self._reader.read(starts, lengths), lengths)
 
     def _lay_out(self, text: npt.NDArray[np.integer], lengths: I64) -> PairBatch:
         """Put the text of all samples, in order, between the special tokens."""

@@ -94,10 +94,8 @@ def _trace(feed: Feed, tokenizer: Tokenizer, located: Located, rank: int, number
     corpus = feed.corpora[int(located.corpus[0])]
     places, texts = [], []
     for part in _parts(corpus, located):
-        tokens = corpus.reader.read_tokens(
-            np.array([start for start, _ in part]), np.array([n for _, n in part])
-        )
-        texts.append(_text(tokenizer, np.concatenate(tokens).astype(np.int64)))
+        starts, lengths = np.array(part, dtype=np.int64).T
+        texts.append(_text(tokenizer, corpus.reader.read(starts, lengths).astype(np.int64)))
         places += [place for start, length in part for place in _places(corpus, start, length)]
     return TracedSample(rank, number, corpus.share.name, int(located.ids.epoch[0]), places, texts)
 

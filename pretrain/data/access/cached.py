@@ -54,6 +54,10 @@ class CachedShards:
             os.close(descriptor)
         self.read(shard, block, offset, buffer)
 
+    def gather(self, *_: object) -> bool:
+        """See `Source`: never."""
+        return False
+
     def again(self, shard: int) -> bool:
         """See `Source`: once, from the origin."""
         if shard in self._tried_again:

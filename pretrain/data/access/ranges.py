@@ -59,6 +59,10 @@ class RangeShards:
         payload = self._payload((block, bool(lengths)))
         buffer.cast("B")[:] = payload[offset - begin : offset - begin + buffer.nbytes]
 
+    def gather(self, *_: object) -> bool:
+        """See `Source`: never."""
+        return False
+
     def again(self, shard: int) -> bool:
         """See `Source`: every block was checked, and fetched again, when it came."""
         return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from pretrain.data.access.errors import AccessError
@@ -25,6 +25,15 @@ class Source(Protocol):
 
         Raises:
             AccessError: they cannot be had, also after the attempts that the source makes.
+        """
+
+    def gather(
+        self, shards: Sequence[int], offsets: Sequence[int], sizes: Sequence[int], buffer: memoryview
+    ) -> bool:
+        """Fill a buffer with many pieces at once, one behind the other, where that is faster than `read`.
+
+        Returns:
+            False where not all of it was read: `read` can, or tells what is wrong.
         """
 
     def again(self, shard: int) -> bool:

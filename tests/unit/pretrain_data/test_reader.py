@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 
@@ -8,7 +9,8 @@ import pytest
 
 from data_tools.errors import DataError
 from data_tools.shard_format import Manifest, load_manifest
-from pretrain.data.access.local import LocalShards
+from pretrain.data.access import local
+from pretrain.data.access.local import MAX_PIECE_BYTES, LocalShards
 from pretrain.data.blocks import BadBlock
 from pretrain.data.reader import BlockReader
 from pretrain.data.sentences import SentenceTables, read_table
@@ -21,7 +23,7 @@ def manifest(tmp_path: Path) -> Manifest:
 
 
 def read(reader: BlockReader, start: int, length: int) -> np.ndarray:
-    return reader.read_tokens(np.array([start]), np.array([length]))[0]
+    return reader.read(np.array([start]), length)
 
 
 def open_descriptors() -> int:
@@ -34,10 +36,10 @@ def test_ranges_equal_the_stream_read_by_webdataset(manifest):
     rng = np.random.default_rng(1)
     starts = rng.integers(0, len(stream), 200)
     lengths = rng.integers(0, len(stream) // 2, 200)
-    for start, length, got in zip(starts, lengths, reader.read_tokens(starts, lengths), strict=True):
-        assert np.array_equal(got, np.take(stream, np.arange(start, start + length), mode="wrap"))
-    rows = reader.read_rows(starts, 37)
-    assert rows.shape == (200, 37) and rows.dtype == np.uint16
+    ranges = [np.take(stream, np.arange(a, a + n), mode="wrap") for a, n in zip(starts, lengths, strict=True)]
+    assert np.array_equal(reader.read(starts, lengths), np.concatenate(ranges))
+    rows = reader.read(starts, 37).reshape(200, 37)
+    assert rows.dtype == np.uint16
     assert np.array_equal(rows, np.take(stream, starts[:, None] + np.arange(37), mode="wrap"))
     assert np.array_equal(read(reader, 0, 2 * len(stream)), np.tile(stream, 2))
 
@@ -90,7 +92,7 @@ def test_a_flipped_token_is_found_and_named(manifest):
     message = str(raised.value)
     assert str(shard) in message and f"block {int(row['key']):06d}" in message
     assert f"byte {int(row['offset'])}" in message and "hash" in message
-    BlockReader(manifest, verify=False).read_tokens(np.array([first]), np.array([10]))
+    assert len(read(BlockReader(manifest, verify=False), first, 10)) == 10
 
 
 @pytest.mark.parametrize("member", ["doc", "sent"])
@@ -130,6 +132,66 @@ def test_a_truncated_shard_is_found_at_opening_and_at_reading(manifest):
         read(reader, int(reader.token_starts[last]), 10)
 
 
+def everything(reader: BlockReader, length: int = 5) -> np.ndarray:
+    return reader.read(reader.token_starts[:-1], length)
+
+
+def fast_reads(reader: BlockReader) -> list[bool]:
+    """What `gather` will return, call by call."""
+    source, returned = reader._source, []
+    gather = source.gather
+    source.gather = lambda *arguments: (returned.append(gather(*arguments)), returned[-1])[1]
+    return returned
+
+
+@pytest.mark.parametrize("gone", ["the rest of a page", "pages"])
+def test_a_shard_that_is_cut_while_it_is_mapped_is_named(manifest, gone):
+    """A process that looked at such pages would find zeros, or be killed."""
+    reader = BlockReader(manifest)
+    fast, whole = fast_reads(reader), everything(reader)
+    offset = int(manifest.blocks["offset"][(block := 6)])
+    assert offset % mmap.PAGESIZE and manifest.blocks["shard"][block] == 1
+    os.truncate(
+        manifest.shard_path(1), offset + 4 if gone == "the rest of a page" else offset & -mmap.PAGESIZE
+    )
+    with pytest.raises(BadBlock, match=f"{manifest.shard_path(1)}.*byte {offset}: the file ends too early"):
+        read(reader, int(reader.token_starts[block]), 5)
+    assert np.array_equal(read(reader, int(reader.token_starts[block - 1]), 5), whole[5 * block - 5 :][:5])
+    assert fast == [True, False, False]
+
+
+def test_many_pieces_come_fast_and_the_same_without_a_map(manifest, monkeypatch):
+    rng = np.random.default_rng(2)
+    starts, lengths = rng.integers(0, manifest.tokens, 700), rng.integers(0, 900, 700)
+    reader = BlockReader(manifest)
+    fast, expected = fast_reads(reader), reader.read(starts, lengths)
+    long = reader.read(starts[:1], MAX_PIECE_BYTES)  # goes round and round, in short pieces
+    assert fast == [True, True] and len(long) == MAX_PIECE_BYTES
+    monkeypatch.setattr(local, "MAX_PIECE_BYTES", 100)
+    assert np.array_equal(reader.read(starts, lengths), expected) and fast[-1] is False
+    monkeypatch.undo()
+    reader.close()
+    monkeypatch.setattr(local.mmap, "mmap", lambda *_, **__: os.stat("/nonexistent"))
+    assert np.array_equal(reader.read(starts, lengths), expected) and fast[-1] is False
+    monkeypatch.undo()
+    monkeypatch.delattr(os, "memfd_create")
+    reader.close()
+    assert np.array_equal(reader.read(starts, lengths), expected) and fast[-1] is False
+
+
+def test_processes_that_share_a_reader_after_a_fork_do_not_disturb_each_other(manifest):
+    reader = BlockReader(manifest)
+    expected = np.tile(everything(reader), 2)
+    child = os.fork()
+    starts = np.tile(reader.token_starts[:-1], 2)
+    order = slice(None) if child else slice(None, None, -1)
+    wanted = expected.reshape(-1, 5)[order].ravel()
+    wrong = sum(not np.array_equal(reader.read(starts[order], 5), wanted) for _ in range(1000))
+    if not child:
+        os._exit(wrong != 0)
+    assert (os.waitpid(child, 0)[1], wrong) == (0, 0)
+
+
 def test_a_missing_shard_is_found_at_opening_and_at_reading(manifest):
     manifest.shard_path(2).unlink()
     with pytest.raises(DataError, match=str(manifest.shard_path(2))):
@@ -145,7 +207,7 @@ def test_few_descriptors_are_open_and_none_stays(manifest):
     for _ in range(3):
         for start in reader.token_starts[:-1]:
             read(reader, int(start), 1)
-            assert open_descriptors() <= before + 2
+            assert open_descriptors() <= before + 2 * 2 + 1
     reader.close()
     assert open_descriptors() == before
     read(reader, 0, 1)

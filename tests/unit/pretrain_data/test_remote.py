@@ -106,7 +106,7 @@ def test_little_memory_reads_blocks_again_and_stays_right(server, corpora, tmp_p
     rng = np.random.default_rng(0)
     for _ in range(4):
         starts = rng.integers(0, manifest.tokens, 8)
-        np.testing.assert_array_equal(reader.read_rows(starts, 50), reference.read_rows(starts, 50))
+        np.testing.assert_array_equal(reader.read(starts, 50), reference.read(starts, 50))
         assert source._used <= 3000 or len(source._pieces) == 1
     reader.close()
 
