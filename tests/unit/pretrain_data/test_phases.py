@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import json
 import re
-import time
-import tracemalloc
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from data_tools.errors import DataError
-from data_tools.shard_format import BLOCK_DTYPE, load_manifest
+from data_tools.shard_format import load_manifest
 from pretrain.config import ConfigError
 from pretrain.config.ramp import batch_size_at, batch_stages
 from pretrain.config.schema import BatchConfig, PretrainBatchConfig, RampConfig
 from pretrain.config.validate import problems_of
 from pretrain.data import open_stream
-from pretrain.data.feed import Corpus, Feed
-from pretrain.data.gpt_samples import GptSamples
-from pretrain.data.mixture import CYCLE
 from pretrain.data.order import IndexOrder, IndexStart
-from pretrain.data.phases import CorpusShare, Phase
-from pretrain.data.philox import derive_key
-from pretrain.data.reader import BlockReader
-from pretrain.data.token_order import TokenStart
 from tests.unit.pretrain_data.support import run_config, write_corpus
 
 
@@ -262,44 +252,3 @@ def test_a_limit_uses_the_beginning_of_each_corpus(kind, limit, corpora, tmp_pat
         go_on(run_config("gpt", tmp_path, corpora, data__limit={"tokens": 31}), None, 1)
     both = run_config(kind, tmp_path, corpora, data__limit={"samples": 1, "tokens": 1})
     assert any(re.search("data.limit: give either", text) for text in problems_of(both))
-
-
-def big_feed(template, seq_length: int) -> Feed:
-    """Three corpora of 10 trillion tokens together, as block tables without files."""
-    corpora = []
-    for name, tokens, weight in (("web", 7 * 10**12, 0.6), ("code", 2 * 10**12, 0.3), ("books", 10**12, 0.1)):
-        row = np.zeros(1, BLOCK_DTYPE)
-        row["tokens"] = 1 << 19
-        blocks = np.broadcast_to(row, tokens >> 19)  # one row in memory: the table itself is not measured
-        manifest = replace(template, blocks=blocks, tokens=len(blocks) << 19, hash=name)
-        reader = BlockReader(manifest)
-        share = CorpusShare(name, weight, name, len(blocks) << 19, "tokens", TokenStart())
-        key = derive_key(7, "corpus", name)
-        corpora.append(
-            Corpus(reader, GptSamples(reader, seq_length), key, share, share.order(seq_length, key))
-        )
-    phase = Phase(0, 0, seq_length, tuple(corpus.share for corpus in corpora))
-    return Feed(tuple(corpora), phase.mixture(7), lambda arrays, ids: {}, 7, True, phase)
-
-
-def test_seeking_in_ten_trillion_tokens(corpora):
-    template = load_manifest(corpora["first"] / "train")
-    tracemalloc.start()
-    try:
-        feed = big_feed(template, 2048)
-        tracemalloc.reset_peak()  # opening copies a column of the table for a moment
-        for position in (0, 12_345, 10**9, 4_882_812_500, 10**11):
-            began = time.perf_counter()
-            located = feed.at(feed.phase).locate(np.arange(position, position + 1024))
-            for index, corpus in enumerate(feed.corpora):  # down to the block and the byte
-                starts = corpus.reader.token_starts
-                blocks = np.searchsorted(starts, located.of_corpus(index).spans.start, side="right") - 1
-                assert blocks.min() >= 0 and blocks.max() < len(starts) - 1
-            assert time.perf_counter() - began < 0.1
-            assert len(np.unique(located.spans.start)) > 1000
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak < 200e6
-    assert BLOCK_DTYPE.itemsize < 50
-    assert position > CYCLE
