@@ -22,6 +22,7 @@ GROUPS: dict[str, tuple[str, str]] = {
         "pretrain.parity.simulate",
         "build one rank of a large job here: shapes, parameters, memory",
     ),
+    "scaling": ("launch.scaling", "estimate traffic and time of a step on more ranks"),
     "parity": ("pretrain.parity.command", "prove a config's layouts equal to one rank, on CPU"),
     "checkpoints": ("pretrain.checkpoint.command", "list, verify and show what a run has saved"),
     "finetune": ("finetune.train", "train a checkpoint further for a task"),

@@ -23,6 +23,7 @@ _NODES = re.compile(r"([1-9]\d*)(?:-([1-9]\d*))?")
 _VARIABLE = re.compile(r"[A-Za-z_]\w*")
 
 NonNegativeNumber = Annotated[float, Field(ge=0.0, strict=False)]
+PositiveNumber = Annotated[float, Field(gt=0.0, strict=False)]
 Environment = dict[str, str | int]
 
 
@@ -50,6 +51,17 @@ class PreflightConfig(Section):
     """A node that has not answered by then counts as lost."""
 
 
+class SpeedConfig(Section):
+    """How fast devices and links are, for `headwater scaling`; measured values, not those of data sheets."""
+
+    device_tflops: PositiveNumber
+    """What one device alone reaches on the model: `model_tflops` of a run on one rank."""
+    within_node_gb_per_second: PositiveNumber
+    """What a rank sends in a large all-reduce within a node: `busbw` of nccl-tests."""
+    between_nodes_gb_per_second: PositiveNumber
+    """The share of one rank in what leaves its node: `busbw` over several nodes / ranks_per_node."""
+
+
 class _Cluster(Section):
     """What local and SLURM clusters share."""
 
@@ -57,6 +69,8 @@ class _Cluster(Section):
     """One rank for each GPU."""
     device_memory_gb: NonNegativeNumber = 0.0
     """Memory of one GPU, which `headwater check` compares its estimate with; 0 does not compare."""
+    speed: SpeedConfig | None = None
+    """null: unknown, and `headwater scaling` has nothing to go by."""
     env: Environment = {}
     """Variables of the ranks, taken literally (NCCL_IB_HCA, ...)."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from pretrain.config import RunConfig
+from pretrain.config.derive import flops_per_step
 from pretrain.data import StreamConfig, eval_batches, open_stream
 from pretrain.data.ledger import Ledger
 from pretrain.data.opening import open_tokenizer
 from pretrain.data.sharing import share_steps, share_stream
-from pretrain.flops import flops_per_step
 from pretrain.job import Job
 from pretrain.loop import run
 from pretrain.models import build_model

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from pretrain.config.model import BertModelConfig, GPTModelConfig, ModelConfig, ModelSection
-from pretrain.config.schema import JobConfig
+from pretrain.config.schema import JobConfig, RunConfig
 
 VOCAB_MULTIPLE = 128
 """Embedding rows are padded to this multiple whatever the TP size, so that weights fit every layout."""
@@ -109,3 +109,11 @@ def train_flops_per_token(model: ModelSection, seq_length: int) -> float:
 def head_flops_per_token(model: ModelSection) -> float:
     """FLOPs, forward and backward, of the vocabulary projection for one *predicted* token."""
     return 6.0 * model.hidden_size * padded_vocab_size(model)
+
+
+def flops_per_step(config: RunConfig) -> float:
+    """Model FLOPs of one optimizer step: forward and backward, recompute not counted."""
+    tokens = config.batch.global_batch_size * config.batch.seq_length
+    predicted = 1.0 if config.model.kind == "gpt" else config.data.masking.mask_probability
+    body = train_flops_per_token(config.model, config.batch.seq_length)
+    return tokens * (body + predicted * head_flops_per_token(config.model))
