@@ -78,7 +78,8 @@ def rows(
 ) -> tuple[list[tuple[str, ...]], list[str]]:
     """Cells of the table, and which numbers of ranks the run cannot have."""
     batch, tensor_ranks = config.batch, config.parallel.tensor_model_parallel_size
-    lines, left_out = [], []
+    lines: list[tuple[str, ...]] = []
+    left_out = []
     for ranks in world_sizes:
         data_ranks, rest = divmod(ranks, tensor_ranks)
         if rest or not data_ranks or batch.global_batch_size % (data_ranks * batch.micro_batch_size):

@@ -15,10 +15,9 @@ from pretrain.config import RunConfig
 from pretrain.config.derive import (
     data_parallel_size,
     gradient_accumulation_steps,
-    padded_vocab_size,
     parameter_count,
 )
-from pretrain.config.model import GPTModelConfig
+from pretrain.config.model import GPTModelConfig, ModelConfig
 
 Operation = Literal["all-reduce", "all-gather", "reduce-scatter"]
 Dimension = Literal["tensor", "data"]
@@ -63,7 +62,8 @@ def _activations(config: RunConfig, micro_batches: int) -> list[Traffic]:
 
     A layer has two regions, each entered and left once forward and once backward. Without sequence
     parallelism two of these four are all-reduces and two are nothing; with it they are gathers and scatters,
-    and the backward pass gathers the inputs of both regions again. Full recompute goes forward twice.
+    and the backward pass gathers the inputs of both regions again. Full recompute goes forward twice. BERT's
+    head works on whole sequences, and each rank takes its slice of the gradient.
     """
     model, batch = config.model, config.batch
     layers = model.num_layers
@@ -84,7 +84,7 @@ def _activations(config: RunConfig, micro_batches: int) -> list[Traffic]:
             ("activations of the embedding", "reduce-scatter" if scattered else "all-reduce", 1),
             ("activations of the embedding", "all-gather", 1),
             ("activations of the head", "all-gather", 1),
-            ("activations of the head", "reduce-scatter", 1),
+            ("activations of the head", "reduce-scatter" if model.kind == "gpt" else "all-reduce", predicted),
         ]
     return [
         Traffic(
@@ -99,7 +99,10 @@ def _activations(config: RunConfig, micro_batches: int) -> list[Traffic]:
 
 
 def _model_states(config: RunConfig, data_ranks: int, micro_batches: int) -> list[Traffic]:
-    """Between the data-parallel ranks: gradients and weights of this tensor rank's part of the model."""
+    """Between the data-parallel ranks: gradients and weights of this tensor rank's part of the model.
+
+    Stage 3 gathers weights for the forward and the backward pass, those of layers again for a recompute.
+    """
     stage = config.parallel.zero_stage
     parameters = parameter_count(config.model) / config.parallel.tensor_model_parallel_size
     gradients = parameters * _gradient_bytes(config)
@@ -110,9 +113,9 @@ def _model_states(config: RunConfig, data_ranks: int, micro_batches: int) -> lis
         if stage:
             lines.append(("weights", "all-gather", weights))
     else:
-        passes = 3 if config.training.recompute == "full" else 2
+        passes = 2 + (_layer_share(config.model) if config.training.recompute == "full" else 0)
         lines = [
-            ("weights", "all-gather", micro_batches * (passes * weights + _gathered_again(config))),
+            ("weights", "all-gather", micro_batches * passes * weights),
             ("gradients", "reduce-scatter", micro_batches * gradients),
         ]
     return [
@@ -121,13 +124,9 @@ def _model_states(config: RunConfig, data_ranks: int, micro_batches: int) -> lis
     ]
 
 
-def _gathered_again(config: RunConfig) -> float:
-    """Bytes of a tied embedding: needed at both ends of the model, it comes a third time."""
-    model = config.model
-    if isinstance(model, GPTModelConfig) and model.untie_embeddings_and_output_weights:
-        return 0.0
-    elements = padded_vocab_size(model) * model.hidden_size / config.parallel.tensor_model_parallel_size
-    return elements * _element_bytes(config)
+def _layer_share(model: ModelConfig) -> float:
+    """The part of the parameters that is in layers."""
+    return 1.0 - parameter_count(model.model_copy(update={"num_layers": 0})) / parameter_count(model)
 
 
 def _element_bytes(config: RunConfig) -> int:

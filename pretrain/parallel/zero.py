@@ -194,6 +194,7 @@ class Engine:
         deepspeed.utils.groups._WORLD_GROUP = None
         deepspeed.utils.groups._ZERO_PARAM_INTRA_PARALLEL_GROUP = None
         deepspeed.utils.groups.mpu = None
+        _forget_models()
 
     def _clip_whole_gradients(self) -> float:
         """Clip unpartitioned gradients (stage 0); the global norm counts a replicated parameter once."""
@@ -249,6 +250,19 @@ def _forget_gradients(optimizer: Any) -> None:
         sums = getattr(optimizer, name, None)
         if sums and hasattr(optimizer, "single_partition_of_fp32_groups"):
             sums.update(dict.fromkeys(sums))
+
+
+def _forget_models() -> None:
+    """Empty what stage 3 keeps of models in module globals: with them go the groups, and gloo's threads.
+
+    45 threads an engine stayed on one rank, all waking up in vain.
+    """
+    deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK.clear()
+    coordinator = deepspeed.runtime.zero.partitioned_param_coordinator.PartitionedParameterCoordinator
+    cached = coordinator._PartitionedParameterCoordinator__params_to_release  # decorated twice
+    for cell in cached.__closure__ or ():
+        if hasattr(cell.cell_contents, "cache_clear"):
+            cell.cell_contents.cache_clear()
 
 
 def _quiet_deepspeed() -> None:

@@ -244,3 +244,14 @@ def test_sequence_parallel_ranks_drop_differently(pools: dict[int, RankPool], ki
     again = pools[2].run(function, kind=kind, split=True, recompute="full")
     for plain, rank in zip(split, again, strict=True):
         assert len(rank) == 9 and set(rank) == set(plain), "recompute must draw the same masks"
+
+
+@pytest.mark.distributed
+def test_an_engine_leaves_no_threads_behind(pools: dict[int, RankPool]) -> None:
+    """Stage 3 kept models in module globals, their groups with them, and 45 threads for each engine."""
+    config = laid_out(base("gpt"), Laid(tp=2, dp=1, zero=3))
+    counts = []
+    for _ in range(3):
+        pools[2].run("pretrain.parity.probe:trace_layout", config=config, steps=2)
+        counts.append(pools[2].run("tests.support.training:living_threads")[0])
+    assert counts[2] <= counts[0]

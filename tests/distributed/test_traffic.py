@@ -53,8 +53,16 @@ def configured(kind: str, layout: Laid) -> Any:
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", LAYOUTS, ids=str)
-@pytest.mark.parametrize("kind", ["gpt", "llama", "bert"])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [
+        *(("gpt", layout) for layout in LAYOUTS),
+        ("llama", LAYOUTS[4]),
+        ("llama", LAYOUTS[8]),
+        ("bert", LAYOUTS[7]),
+    ],
+    ids=str,
+)
 def test_bytes_are_those_that_ranks_exchange(ranks: RankPool, kind: str, layout: Laid) -> None:
     config = configured(kind, layout)
     seen = ranks.run("tests.support.traffic:traffic_of_a_step", config=config)[0]
@@ -62,5 +70,5 @@ def test_bytes_are_those_that_ranks_exchange(ranks: RankPool, kind: str, layout:
     for line in step_traffic(config, 2):
         expected[line.operation] += round(line.payload_bytes)
     for name, operation in OPERATIONS.items():
-        # What is left out on purpose: norms, counts, losses, gradients of norms under sequence parallelism.
-        assert seen[name, 2] == pytest.approx(expected[operation], rel=0.02, abs=20_000), operation
+        # Left out: norms, counts, losses; with sequence parallelism the gradients of what is not split.
+        assert seen[name, 2] == pytest.approx(expected[operation], rel=0.02, abs=25_000), operation
