@@ -33,6 +33,7 @@ EXAMPLES = """examples:
   headwater parity --config configs/gpt/tiny.yaml
   headwater parity --config configs/bert/base.yaml --layouts "tp2 dp2 zero3 sp bf16" "tp4 zero1 acc4"
   headwater parity --config configs/gpt/tiny.yaml --all --nproc 8 --out all.md     every allowed layout
+  headwater parity --config configs/gpt/tiny.yaml --all --nproc 8 --out all.md --resume     what it lacks
 
 A layout is words: tpN dpN zeroN accN (accumulated micro-batches), fp32 bf16 fp16, sp, recompute-selective,
 recompute-full, offload-optimizer, offload-parameters, offload-both, hpz.
@@ -52,27 +53,27 @@ def main(argv: Sequence[str], probe: str = PROBE) -> int:
     args = _parser().parse_args(argv)
     base = shrunk(load_config(args.config, args.overrides))
     layouts = _chosen(args)
+    rows = _equal_rows(args)
+    known = {row[0] for row in rows}
+    missing = [layout for layout in layouts if str(layout) not in known]
     os.environ["DS_ACCELERATOR"] = "cpu"
     from pretrain.parity import run  # torch and DeepSpeed, for which --help does not wait
 
-    rows: list[tuple[str, ...]] = []
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as directory:
         log = str(Path(directory) / "ranks.log")  # DeepSpeed prints much; what goes wrong is a RankError
-        reference = run.reference(base, log)
         _print(HEAD)
-        for layout, trace in run.traces(base, layouts, probe, log):
-            row, faults = run.judged(layout, trace, reference)
+        for layout, row, faults in run.compared(base, missing, probe, log):
             _print(row)
             rows.append(row)
             wrong += [f"{layout}: {fault}" for fault in faults]
+            if args.out:
+                args.out.write_text(_markdown(args, rows), encoding="utf-8")
     for text in wrong:
         print(f"DIFFERS {text}")
     print(
         f"{len(layouts) - len({t.partition(':')[0] for t in wrong})} of {len(layouts)} layouts equal one rank"
     )
-    if args.out:
-        args.out.write_text(_markdown(args, rows), encoding="utf-8")
     return MISMATCH_EXIT_CODE if wrong else 0
 
 
@@ -102,10 +103,32 @@ def _print(row: Sequence[str]) -> None:
     print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip(), flush=True)
 
 
-def _markdown(args: argparse.Namespace, rows: Sequence[Sequence[str]]) -> str:
+def _equal_rows(args: argparse.Namespace) -> list[tuple[str, ...]]:
+    """Layouts of FILE that were found equal; none unless they are to be kept."""
+    if not args.resume:
+        return []
+    if not args.out:
+        raise ConfigError("--resume: takes --out FILE, the table to go on with")
+    if not args.out.exists():
+        return []
+    heading, *lines = args.out.read_text(encoding="utf-8").splitlines() or [""]
+    if heading != _heading(args):
+        raise ConfigError(
+            f"{args.out} begins with {heading!r}, not with {_heading(args)!r}; choose another --out"
+        )
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in lines if line.startswith("|")]
+    return [row for row in rows if row[-1] == "equal"]
+
+
+def _heading(args: argparse.Namespace) -> str:
     names = ("torch", "deepspeed", "megatron-core")
     versions = ", ".join(f"{name} {version(name).partition('+')[0]}" for name in names)
-    lines = [f"`{args.config}` shrunk, 20 steps, CPU ranks over gloo; {versions}.", ""]
+    changed = "".join(f" {text}" for text in args.overrides)
+    return f"`{args.config}{changed}` shrunk, 20 steps, CPU ranks over gloo; {versions}."
+
+
+def _markdown(args: argparse.Namespace, rows: Sequence[Sequence[str]]) -> str:
+    lines = [_heading(args), ""]
     lines += [f"| {' | '.join(row)} |" for row in (HEAD, ["---"] * len(HEAD), *rows)]
     return "\n".join(lines) + "\n"
 
@@ -127,7 +150,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--nproc", type=int, default=4, metavar="N", help="ranks at most, 8 for all layouts (default 4)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as Markdown")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as Markdown, row by row")
+    parser.add_argument(
+        "--resume", action="store_true", help="keep the equal layouts of --out FILE, run the others"
+    )
     return parser
 
 

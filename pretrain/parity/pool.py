@@ -19,7 +19,7 @@ IMPORTS = ("pretrain.loop", "pretrain.models", "pretrain.parity.probe")
 
 
 class RankError(AssertionError):
-    """A function raised on a rank; the message has its traceback."""
+    """A function raised on a rank (the message has its traceback), or the rank is silent or gone."""
 
 
 class RankPool:
@@ -62,14 +62,21 @@ class RankPool:
             process.join()
 
     def run(self, function: str, timeout_seconds: float = 300.0, **arguments: Any) -> list[Any]:
-        """Call "module:function" with the same arguments on every rank; returns the results in rank order."""
+        """Call "module:function" with the same arguments on every rank; returns the results in rank order.
+
+        Raises:
+            RankError: A rank failed, died, or did not answer in time; the pool is of no use any more.
+        """
         for pipe in self._pipes:
             pipe.send((function, arguments))
         results = []
         for rank, pipe in enumerate(self._pipes):
             if not pipe.poll(timeout_seconds):
-                raise TimeoutError(f"rank {rank} did not answer {function} within {timeout_seconds} s")
-            ok, value = pipe.recv()
+                raise RankError(f"rank {rank} did not answer {function} within {timeout_seconds:.0f} s")
+            try:
+                ok, value = pipe.recv()
+            except (EOFError, ConnectionError):
+                raise RankError(f"rank {rank} died in {function}; too little memory?") from None
             if not ok:
                 raise RankError(f"rank {rank} failed in {function}:\n{value}")
             results.append(value)

@@ -89,10 +89,12 @@ def _replicated_over_dp(engine: Engine, state: RankState) -> Iterator[Entry]:
 
 
 def _states(state: RankState) -> Iterator[Entry]:
-    kinds = ("master", *(kind for kind in MOMENTS if state.moments(kind)))
+    moments = {kind: state.moments(kind) for kind in MOMENTS}
     for fragment in state.fragments:
-        for kind in kinds:
-            yield fragment.name, "master weight" if kind == "master" else kind, state.view(fragment, kind)
+        yield fragment.name, "master weight", state.view(fragment, "master")
+        for kind in MOMENTS:
+            if fragment.flat in moments[kind]:  # frozen parameters have none, and none have any at first
+                yield fragment.name, kind, state.view(fragment, kind)
 
 
 def _differences(group: dist.ProcessGroup, entries: list[Entry]) -> list[str]:

@@ -43,6 +43,17 @@ def traces(
             pool.__exit__(None, None, None)
 
 
+def compared(
+    base: RunConfig, layouts: Sequence[Layout], probe: str, log: str
+) -> Iterator[tuple[Layout, tuple[str, ...], list[str]]]:
+    """Each layout with its row of the table and what is wrong with it; without layouts nothing is started."""
+    if layouts:
+        wanted = reference(base, log)
+        for layout, trace in traces(base, layouts, probe, log):
+            row, faults = judged(layout, trace, wanted)
+            yield layout, row, faults
+
+
 def judged(layout: Layout, trace: Any, reference: Trace) -> tuple[tuple[str, ...], list[str]]:
     """The row of a layout in the table, and what is wrong with it."""
     if isinstance(trace, RankError):
