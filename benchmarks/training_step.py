@@ -2,6 +2,7 @@
 
     python -m benchmarks.training_step                 # GPT, one rank
     python -m benchmarks.training_step --work bert-128
+    python -m benchmarks.training_step --work gpt-fp32 # engine and loop beside the bare model, in fp32
     python -m benchmarks.training_step --ranks         # GPT on two ranks beside one with every core
 
 Every candidate is a process of its own with the same number of threads in all. They take turns: each runs a
@@ -37,7 +38,7 @@ def main() -> None:
     arguments = parser.parse_args()
     names = arguments.only or default_names(arguments.work, arguments.ranks)
     work = WORKS[arguments.work]
-    limits = measured_limits(arguments.work)
+    limits = None if work.update_only else measured_limits(arguments.work)
     answers = take_turns(arguments.work, names, arguments.repeats, arguments.steps)
     print(report(work, answers, limits, arguments.steps))
 
@@ -47,6 +48,10 @@ def default_names(work: str, ranks: bool) -> list[str]:
     if ranks:
         return [name for name in CANDIDATES if name.endswith("2")] + [OURS]
     chosen = [name for name in CANDIDATES if not name.endswith("2")]
+    if WORKS[work].update_only:
+        return ["headwater model, plain loop", OURS]
+    if WORKS[work].precision == "fp32":
+        chosen = [name for name in chosen if name.startswith(("megatron", OURS))]
     if work.startswith("bert"):
         chosen = [name for name in chosen if not name.startswith(("torch", "megatron"))]
     return chosen
@@ -67,37 +72,57 @@ def take_turns(work: str, names: list[str], repeats: int, steps: int) -> dict[st
     return answers
 
 
-def report(work: Work, answers: dict[str, list[dict[str, Any]]], limits: dict[str, float], steps: int) -> str:
+def report(
+    work: Work, answers: dict[str, list[dict[str, Any]]], limits: dict[str, float] | None, steps: int
+) -> str:
     """The table, and what it was measured on."""
     repeats = len(next(iter(answers.values())))
+    what = "update only" if work.update_only else f"sequences of {work.seq_length}, batch {work.batch_size}"
     lines = [
-        f"### {work.kind}, sequences of {work.seq_length}, batch {work.batch_size}",
+        f"### {work.kind}, {what}, {work.precision}",
         "",
         f"{work.num_layers} layers, hidden {work.hidden_size}, vocabulary {work.vocab_size:,}; {describe()}. "
-        f"{repeats} repeats of {steps} steps. Matrix products at the step's shapes: "
-        f"{limits['bf16'] / 1e9:.0f} GFLOP/s in bf16, {limits['fp32'] / 1e9:.0f} in fp32 (2048 square in "
-        f"bf16: {limits['bf16_square'] / 1e9:.0f}); memory copy {limits['copy'] / 1e9:.1f} GB/s; a step has "
-        f"{limits['flops'] / 1e9:.0f} GFLOP.",
+        f"{repeats} repeats of {steps} steps.",
+    ]
+    if limits:
+        lines[-1] += (
+            f" In {work.precision}, matrix products at the step's shapes: {limits['products'] / 1e9:.0f} "
+            f"GFLOP/s (2048 square: {limits['square'] / 1e9:.0f}); memory copy {limits['copy'] / 1e9:.1f} "
+            f"GB/s; a step has {limits['flops'] / 1e9:.0f} GFLOP."
+        )
+    lines += [
         "",
-        "| | tokens/s, median | least to most | ours / this | % of limit | peak MB | above imports |",
-        "|---|---|---|---|---|---|---|",
+        "| | ms a step, median | least to most | CPU ms | tokens/s | ours / this | in CPU time | % of limit "
+        "| peak MB | own MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join(lines + [row(name, work, answers, limits) for name in answers])
 
 
-def row(name: str, work: Work, answers: dict[str, list[dict[str, Any]]], limits: dict[str, float]) -> str:
-    """One candidate's line; its ratio is the median over rounds that stood side by side."""
+def row(
+    name: str, work: Work, answers: dict[str, list[dict[str, Any]]], limits: dict[str, float] | None
+) -> str:
+    """One candidate's line; ratios of speed are medians over rounds that stood side by side."""
     rounds, tokens = answers[name], work.batch_size * work.seq_length
     seconds = [answer["seconds"] for answer in rounds]
-    middle, ratio = statistics.median(seconds), "-"
+    middle = statistics.median(seconds)
+    cpu = statistics.median(answer["cpu_seconds"] for answer in rounds)
+    ratios = ["-", "-"]
     if OURS in answers:
-        pairs = zip(rounds, answers[OURS], strict=True)
-        ratio = f"{statistics.median(them['seconds'] / we['seconds'] for them, we in pairs):.2f}"
-    share = limits["flops"] / middle / limits["bf16"]
+        pairs = list(zip(rounds, answers[OURS], strict=True))
+        ratios = [
+            f"{statistics.median(them[key] / we[key] for them, we in pairs):.3f}"
+            for key in ("seconds", "cpu_seconds")
+        ]
+    rate, share = "-", "-"
+    if limits:
+        rate = f"{tokens / middle:,.0f}"
+        share = f"{100 * limits['flops'] / middle / limits['products']:.0f} %"
     peak, above = rounds[-1]["peak_rss"], rounds[-1]["peak_rss"] - rounds[-1]["base_rss"]
     return (
-        f"| {name} | {tokens / middle:,.0f} | {tokens / max(seconds):,.0f} to {tokens / min(seconds):,.0f} "
-        f"| {ratio} | {100 * share:.0f} % | {peak / 1e6:,.0f} | {above / 1e6:,.0f} |"
+        f"| {name} | {1e3 * middle:,.0f} | {1e3 * min(seconds):,.0f} to {1e3 * max(seconds):,.0f} "
+        f"| {1e3 * cpu:,.0f} | {rate} | {ratios[0]} | {ratios[1]} | {share} | {peak / 1e6:,.0f} "
+        f"| {above / 1e6:,.0f} |"
     )
 
 

@@ -65,8 +65,10 @@ def model_state_bytes(
         gradient_bytes: Of one gradient element; ours accumulate in fp32 at every precision.
     """
     weight = 4 if precision == "fp32" else 2
-    # Two fp32 moments, and the fp32 copy that DeepSpeed's partitioned optimizers update.
-    state = 8 if precision == "fp32" and zero_stage == 0 else 12
+    # Two fp32 moments, and the fp32 copy that DeepSpeed's partitioned optimizers update; a lone data rank
+    # needs none in fp32 (pretrain.config.deepspeed.running_stage).
+    one_copy = precision == "fp32" and (zero_stage == 0 or (zero_stage < 3 and data_ranks == 1))
+    state = 8 if one_copy else 12
     split = [data_ranks if zero_stage >= stage else 1 for stage in (3, 2, 1)]
     weights, gradients, optimizer = (
         size * parameters // parts for size, parts in zip((weight, gradient_bytes, state), split, strict=True)

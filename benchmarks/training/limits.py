@@ -73,13 +73,9 @@ def _best_seconds(function: Callable[[], object], repeats: int = 5) -> float:
 
 def measure(work: Work) -> dict[str, float]:
     """All limits; the median of three passes over them."""
+    dtype = torch.float32 if work.precision == "fp32" else torch.bfloat16
     passes = [
-        {
-            "bf16": product_rate(work, torch.bfloat16),
-            "fp32": product_rate(work, torch.float32),
-            "bf16_square": square_rate(torch.bfloat16),
-            "copy": copy_rate(),
-        }
+        {"products": product_rate(work, dtype), "square": square_rate(dtype), "copy": copy_rate()}
         for _ in range(3)
     ]
     return {name: statistics.median(p[name] for p in passes) for name in passes[0]} | {"flops": flops(work)}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from benchmarks.training.peers import plain_loop
 from benchmarks.training.work import ADAMW, CLIP_GRAD, Rounds, Work, batch
@@ -34,13 +35,25 @@ def bare_model(work: Work, rounds: Rounds) -> None:
     seed_initialization(config.seed)
     model: Any = build_model(config).float()  # the loop makes its own bf16 weights
     weights = model.loss_weights()
+    if work.update_only:
+        leave_update_only(model)
 
     def loss_of(tensors: dict[str, torch.Tensor]) -> torch.Tensor:
         counts = model.target_counts(tensors)
         sums = model(**tensors)
         return sum(weights[name] * sums[name] / counts[name] for name in weights)  # type: ignore[return-value]
 
-    plain_loop(work, rounds, model, loss_of, "bf16")
+    plain_loop(work, rounds, model, loss_of, work.precision)
+
+
+def leave_update_only(model: nn.Module) -> None:
+    """Put a sum over all weights in place of the model's summed loss; every element gets another gradient."""
+
+    def forward(**_batch: Tensor) -> dict[str, Tensor]:
+        squares = [parameter.float().square().sum() for parameter in model.parameters()]
+        return {"lm_loss": torch.stack(squares).sum()}
+
+    model.forward = forward
 
 
 def megatron_core(work: Work, rounds: Rounds) -> None:
@@ -51,7 +64,7 @@ def megatron_core(work: Work, rounds: Rounds) -> None:
     initialize_topology(1)
     model_settings: Any = run_settings.model
     config = transformer_config(
-        model_settings, precision="bf16", tensor_model_parallel_size=1, recompute="none",
+        model_settings, precision=work.precision, tensor_model_parallel_size=1, recompute="none",
         activation_func=gelu_tanh,
     )  # fmt: skip
     model = GPTModel(
@@ -64,7 +77,7 @@ def megatron_core(work: Work, rounds: Rounds) -> None:
         losses: torch.Tensor = model(tensors["tokens"], positions, None, labels=tensors["labels"])
         return losses.mean()
 
-    plain_loop(work, rounds, model, loss_of, "bf16")
+    plain_loop(work, rounds, model, loss_of, work.precision)
 
 
 def whole_loop(work: Work, rounds: Rounds, tp: int, zero_stage: int) -> None:
@@ -74,6 +87,8 @@ def whole_loop(work: Work, rounds: Rounds, tp: int, zero_stage: int) -> None:
         config = run_config(work, directory, tp, zero_stage, topology.world_size)
         seed_initialization(config.seed)
         model = build_model(config)
+        if work.update_only:
+            leave_update_only(model)
         engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
         share = slice_of(work, topology.data_parallel_rank, topology.data_parallel_size)
         stream = PacedStream(work, rounds, share)
@@ -106,7 +121,7 @@ def run_config(work: Work, run_dir: str, tp: int, zero_stage: int, ranks: int) -
         },
         "schedule": {"kind": "constant"},
         "parallel": {"tensor_model_parallel_size": tp, "zero_stage": zero_stage},
-        "precision": "bf16",
+        "precision": work.precision,
         "data": {"corpora": [{"name": "synthetic", "path": "none"}]},
         "checkpoint": {"save_interval": 10**9},
         "training": {"train_steps": 10**9},

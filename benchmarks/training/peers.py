@@ -1,8 +1,9 @@
 """The peers: transformers' models and a plain torch GPT in a plain loop, and megatron-core without an engine.
 
-Two kinds of arithmetic, both with fp32 master weights, fp32 Adam moments and matrix products in bf16:
+Two kinds of mixed arithmetic, both with fp32 master weights, fp32 Adam moments and matrix products in bf16:
 `amp` keeps fp32 weights and casts in autocast, as nanoGPT and transformers' Trainer do; `bf16` keeps bf16
-weights beside the fp32 ones, as our engine does. In both the cross entropy is computed in fp32.
+weights beside the fp32 ones, as our engine does. In both the cross entropy is computed in fp32. `fp32` has
+nothing else.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class Candidate:
             process.stdin.write(f"{steps}\n")
             process.stdin.flush()
         answers = [self._answer(process) for process in self._processes]
-        for key in ("peak_rss", "base_rss", "faults"):
+        for key in ("cpu_seconds", "peak_rss", "base_rss", "faults"):
             answers[0][key] = sum(answer[key] for answer in answers)
         return answers[0]
 

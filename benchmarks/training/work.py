@@ -28,6 +28,9 @@ class Work:
     num_layers: int = 6
     hidden_size: int = 512
     num_attention_heads: int = 8
+    precision: str = "bf16"
+    update_only: bool = False
+    """The loss is a sum over weights: nothing but gradients, clipping and the update of the whole model."""
 
     @property
     def ffn_hidden_size(self) -> int:
@@ -37,6 +40,9 @@ class Work:
 
 WORKS = {
     "gpt": Work("gpt", 512, 4, 32_000),
+    "gpt-fp32": Work("gpt", 512, 4, 32_000, precision="fp32"),
+    "update": Work("gpt", 512, 4, 32_000, update_only=True),
+    "update-fp32": Work("gpt", 512, 4, 32_000, precision="fp32", update_only=True),
     "bert-128": Work("bert", 128, 16, 30_522),
     "bert-512": Work("bert", 512, 4, 30_522),
 }
@@ -88,6 +94,7 @@ class Rounds:
     def __init__(self) -> None:
         self._left = 0
         self._started: float | None = None
+        self._cpu = 0.0
         self._faults = 0
         self._steps = 0
         self.base_rss = peak_rss()
@@ -103,6 +110,7 @@ class Rounds:
                 return False
             self._left = self._steps = int(line)
             self._faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            self._cpu = time.process_time()
             self._started = time.perf_counter()
         self._left -= 1
         return True
@@ -111,6 +119,7 @@ class Rounds:
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - self._faults
         answer: dict[str, Any] = {
             "seconds": seconds / self._steps,
+            "cpu_seconds": (time.process_time() - self._cpu) / self._steps,
             "peak_rss": peak_rss(),
             "base_rss": self.base_rss,
             "faults": faults / self._steps,

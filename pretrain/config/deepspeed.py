@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pretrain.config.derive import gradient_accumulation_steps
+from pretrain.config.derive import data_parallel_size, gradient_accumulation_steps
 from pretrain.config.schema import JobConfig
 
 
@@ -33,6 +33,18 @@ def generated_keys(config: JobConfig, world_size: int) -> dict[str, Any]:
         keys[config.precision] = {"enabled": True}
         keys["data_types"] = {"grad_accum_dtype": "fp32"}
     return keys
+
+
+def running_stage(config: JobConfig, world_size: int) -> int:
+    """The ZeRO stage that DeepSpeed runs.
+
+    In fp32 a lone data-parallel rank has nothing to cut and needs no second copy of the weights: stages 1 and
+    2 would only copy every gradient and weight through their buffers. Stage 0 computes the same.
+    """
+    stage = config.parallel.zero_stage
+    offloads = "offload_optimizer" in (config.deepspeed.get("zero_optimization") or {})
+    alone = data_parallel_size(config, world_size) == 1
+    return 0 if stage in (1, 2) and alone and config.precision == "fp32" and not offloads else stage
 
 
 def default_keys(config: JobConfig) -> dict[str, Any]:
@@ -66,7 +78,10 @@ def contradictions(config: JobConfig, world_size: int) -> list[str]:
 
 def deepspeed_config(config: JobConfig, world_size: int) -> dict[str, Any]:
     """What `deepspeed.initialize` gets: our defaults, the `deepspeed:` section, the generated keys."""
-    return _merged(_merged(default_keys(config), generated_keys(config, world_size)), config.deepspeed)
+    keys = _merged(_merged(default_keys(config), generated_keys(config, world_size)), config.deepspeed)
+    if running_stage(config, world_size) == 0:
+        keys = _merged(keys, {"zero_optimization": {"stage": 0}, "gradient_clipping": 0.0})
+    return keys
 
 
 def _compare(extra: dict[str, Any], ours: dict[str, Any], path: str, problems: list[str]) -> None:

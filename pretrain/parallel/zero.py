@@ -17,9 +17,10 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor, nn
 
-from pretrain.config.deepspeed import deepspeed_config
+from pretrain.config.deepspeed import deepspeed_config, running_stage
 from pretrain.config.schema import JobConfig
 from pretrain.parallel.loss_scale import LossScale
 from pretrain.parallel.partial_gradients import reduce_partial_gradients
@@ -91,10 +92,12 @@ class Engine:
         if topology.device.type == "cpu":
             # The shared-memory reducer would be compiled at first use, a minute; gloo reduces as well.
             deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+            # Without AVX512-FP16 DeepSpeed refuses fp16; torch computes it all the same, slowly.
+            deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
         self.config = config
         self.topology = topology
         self.model = model
-        self.zero_stage = config.parallel.zero_stage
+        self.zero_stage = running_stage(config, topology.world_size)
         self._at_boundary = False
         self._micro_batches_left = 0
         if config.parallel.sequence_parallel:
@@ -107,6 +110,8 @@ class Engine:
             mpu=ModelParallelUnit(topology),
             dist_init_required=None,
         )
+        if topology.data_parallel_size == 1:
+            self._reduce_nothing()
         seed_step(config.seed, 0, topology)  # an evaluation before the first step enters the streams too
         self.loss_scale = LossScale(self.deepspeed.optimizer, config.precision)
         if self.deepspeed.dp_world_size != topology.data_parallel_size:
@@ -196,26 +201,27 @@ class Engine:
         deepspeed.utils.groups.mpu = None
         _forget_models()
 
+    def _reduce_nothing(self) -> None:
+        """Where DeepSpeed only adds gradients up, a lone rank spares it: it would copy all of them twice."""
+        if self.zero_stage == 0 or isinstance(self.deepspeed.optimizer, BF16_Optimizer):
+            self.deepspeed.enable_backward_allreduce = False
+
     def _clip_whole_gradients(self) -> float:
         """Clip unpartitioned gradients (stage 0); the global norm counts a replicated parameter once."""
-        for parameter in self.model.parameters():
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        for parameter in trained:
             if parameter.grad is None:  # no loss reached it; ZeRO counts that as zero, too
                 parameter.grad = torch.zeros_like(parameter)
-        split = torch.zeros((), device=self.topology.device)
-        whole = torch.zeros((), device=self.topology.device)
-        gradients = [(p, p.grad) for p in self.model.parameters() if p.grad is not None]
-        for parameter, gradient in gradients:
-            square = gradient.float().pow(2).sum()
-            if getattr(parameter, "tensor_model_parallel", False):
-                split += square
-            else:
-                whole += square
+        gradients = [(parameter, parameter.grad) for parameter in trained if parameter.grad is not None]
+        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in gradients]))
+        is_split = [getattr(parameter, "tensor_model_parallel", False) for parameter, _ in gradients]
+        mine = torch.tensor(is_split, dtype=torch.bool, device=norms.device)
+        split, whole = norms[mine].square().sum(), norms[~mine].square().sum()
         dist.all_reduce(split, group=self.topology.tensor_model_parallel_group)
         norm = float((split + whole).sqrt())
         limit = self.config.optimizer.clip_grad
         if limit and norm > limit:
-            for _, gradient in gradients:
-                gradient.mul_(limit / (norm + 1e-6))
+            torch._foreach_mul_([gradient for _, gradient in gradients], limit / (norm + 1e-6))
         return norm
 
 

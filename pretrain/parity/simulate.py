@@ -82,10 +82,11 @@ def state_bytes(slices: Iterable[Slice], data_ranks: int, stage: int, precision:
     parts = sum(math.ceil(size / data_ranks) for size in sizes)
     cut = parts if stage == 3 else flat
     states = cut if stage else sum(sizes)
+    one_copy = precision == "fp32" and (stage == 0 or (stage < 3 and data_ranks == 1))
     return StateBytes(
         weights=(4 if precision == "fp32" else 2) * (cut if stage == 3 else sum(sizes)),
         gradients=4 * (cut if stage >= 2 else sum(sizes)),
-        optimizer=(8 if precision == "fp32" and stage == 0 else 12) * states,
+        optimizer=(8 if one_copy else 12) * states,
     )
 
 

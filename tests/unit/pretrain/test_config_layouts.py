@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from pretrain.config import ConfigError, load_config
-from pretrain.config.deepspeed import deepspeed_config
+from pretrain.config.deepspeed import deepspeed_config, running_stage
 from pretrain.config.layouts import EXTRAS, refusals
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -94,3 +94,25 @@ def test_low_precision_accumulates_and_reduces_in_fp32(precision: str) -> None:
 def test_the_loss_scale_can_be_configured() -> None:
     config = load_config(TINY, ["precision=fp16", "deepspeed.fp16.initial_scale_power=8"], 1)
     assert deepspeed_config(config, 1)["fp16"] == {"enabled": True, "initial_scale_power": 8}
+
+
+OFFLOAD = "deepspeed.zero_optimization.offload_optimizer={device: cpu}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "stage"),
+    [
+        (["parallel.zero_stage=1"], 1, 0),
+        (["parallel.zero_stage=2", "parallel.tensor_model_parallel_size=2"], 2, 0),
+        (["parallel.zero_stage=2", "deepspeed.zero_optimization.stage=2"], 1, 0),
+        (["parallel.zero_stage=3"], 1, 3),
+        (["parallel.zero_stage=1"], 2, 1),
+        (["parallel.zero_stage=1", "precision=bf16"], 1, 1),
+        (["parallel.zero_stage=2", OFFLOAD], 1, 2),
+    ],
+)
+def test_a_lone_data_rank_in_fp32_partitions_nothing(overrides: list[str], ranks: int, stage: int) -> None:
+    config = load_config(TINY, overrides, ranks)
+    generated = deepspeed_config(config, ranks)
+    assert running_stage(config, ranks) == generated["zero_optimization"]["stage"] == stage
+    assert bool(generated["gradient_clipping"]) == bool(stage), "at stage 0 Headwater clips"
