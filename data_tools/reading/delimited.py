@@ -67,7 +67,7 @@ def _read_rows(
     text_at = _column(header, options.text_key, path)
     if text_at is None:
         names = ", ".join(header[:8])
-        raise DataError(f'{path}: no column "{options.text_key}" (columns: {names}): set the text key')
+        raise DataError(f'{path}: no column "{options.text_key}" (columns: {names}): name it with --text-key')
     id_at, source_at = _column(header, options.id_key, path), _column(header, options.source_key, path)
     counts.records += 1
     while True:

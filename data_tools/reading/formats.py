@@ -81,7 +81,9 @@ def kind_of(url: str, options: ReadOptions) -> tuple[Format, Compression]:
     """
     kind = detect(url, options.format)
     if kind is None:
-        raise DataError(f"{url}: the name tells no format, {known_extensions('auto')} do: set the format")
+        raise DataError(
+            f"{url}: the name tells no format, {known_extensions('auto')} do: give it with --format"
+        )
     return kind
 
 

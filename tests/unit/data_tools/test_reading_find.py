@@ -125,7 +125,7 @@ def test_what_cannot_be_found_is_named(tmp_path: Path) -> None:
             "sub",
             r"no input files under .*sub; of a directory those are read that end in \.jsonl \.ndjson .*\.gz",
         ),
-        ("sub/note", r"sub/note: the name tells no format, \.jsonl .* do: set the format"),
+        ("sub/note", r"sub/note: the name tells no format, \.jsonl .* do: give it with --format"),
         ("sub/*", r"sub/note: the name tells no format"),
         ("x.parquet.gz", r"x\.parquet\.gz: parquet inside \.gz cannot be read: decompress it first"),
     ):

@@ -92,7 +92,7 @@ def test_bad_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,body\n1,x\n", 'no column "text" (columns: id, body): set the text key'),
+        ("id,body\n1,x\n", 'no column "text" (columns: id, body): name it with --text-key'),
         ("text,text\n1,x\n", '2 columns are called "text": rename all but one'),
         ('"te"xt\n', "the first row must hold the names of the columns"),
     ],
