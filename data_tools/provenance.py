@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import xxhash
 
@@ -74,7 +73,8 @@ class ProvenanceWriter:
         """
         self._path, self._name = path, name
         self._rows: list[Origin] = []
-        self._writer = pq.ParquetWriter(path, _SCHEMA, compression="zstd")
+        self._file = path.open("wb")  # given a path, pyarrow takes 0.2 s to look at all its file systems
+        self._writer = pq.ParquetWriter(self._file, _SCHEMA, compression="zstd")
 
     def add(self, origin: Origin) -> None:
         """Append a row."""
@@ -86,9 +86,10 @@ class ProvenanceWriter:
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *_: object) -> None:
-        if exc_type is None:
-            self._flush()
-        self._writer.close()
+        with self._file:
+            if exc_type is None:
+                self._flush()
+            self._writer.close()
         if exc_type is not None:
             return
         digest = xxhash.xxh3_128()
@@ -136,6 +137,8 @@ def find_ids(path: Path, document_id: str) -> Iterator[int]:
     Raises:
         DataError: the file cannot be read.
     """
+    import pyarrow.compute as pc  # takes a while, and preparation does without it
+
     first = 0
     with _open(path) as file:
         for batch in file.iter_batches(columns=["id"]):

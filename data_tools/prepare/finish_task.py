@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 
 from data_tools.errors import DataError
-from data_tools.prepare.pack_task import shard_header, shard_split
+from data_tools.prepare.pack_task import shard_header, shard_split, tokenizer_of
 from data_tools.prepare.plan import DEDUP, FINISH, GATHER, PACK, Plan
 from data_tools.prepare.work import PROVENANCE, ROWS, SHARD, TEMPORARY, Work, load_array
 from data_tools.provenance import provenance_name
 from data_tools.publish import fsync_directory, fsync_tree, write_json
 from data_tools.shard_format import SPLITS, Header, Manifest, ShardInfo, load_manifest, write_manifest
-from data_tools.tokenizer import load_tokenizer
 
 RECORD_NAME = "prepare.json"
 PackedShard = tuple[ShardInfo, np.ndarray[Any, np.dtype[np.void]]]
@@ -27,7 +26,7 @@ def finish(work: Work) -> None:
         DataError: every document fell into the validation split, or a task's output is gone.
     """
     plan = work.plan()
-    tokenizer = load_tokenizer(work.corpus / plan.tokenizer_name)
+    tokenizer = tokenizer_of(work, plan)
     packed = [work.finished(PACK, number) for number in range(plan.sizes.shards)]
     splits = {}
     for split in SPLITS:

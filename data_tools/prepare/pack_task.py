@@ -63,7 +63,7 @@ def pack(work: Work, number: int) -> None:
         DataError: tokens that come from the input are outside the vocabulary.
     """
     plan = work.plan()
-    tokenizer = _tokenizer(work.corpus / plan.tokenizer_name, plan.tokenizer_sha256)
+    tokenizer = tokenizer_of(work, plan)
     counts = Counts()
     batches = _batches(_documents(work, plan, number, counts))
     first = next(batches, None)
@@ -83,13 +83,17 @@ def pack(work: Work, number: int) -> None:
     work.finish(PACK, number, {"shard": entry, **asdict(counts)})
 
 
-@lru_cache(maxsize=1)
-def _tokenizer(path: Path, sha256: str) -> Tokenizer:
-    """Load a tokenizer once in a process.
+def tokenizer_of(work: Work, plan: Plan) -> Tokenizer:
+    """The corpus's tokenizer, loaded once in a process.
 
     Raises:
         DataError: the file changed since the plan was made.
     """
+    return _load(work.corpus / plan.tokenizer_name, plan.tokenizer_sha256)
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, sha256: str) -> Tokenizer:
     tokenizer = load_tokenizer(path)
     if tokenizer.sha256 != sha256:
         raise DataError(f"{path} is not the tokenizer of the plan: remove {path.parent.parent} and run again")
