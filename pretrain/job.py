@@ -44,8 +44,8 @@ class Ledger(Protocol):
     def begin(self, step: int, state: Mapping[str, Any]) -> None:
         """An attempt starts."""
 
-    def reached(self, step: int, consumed_samples: int) -> None:
-        """Steps are done."""
+    def reached(self, step: int, consumed_samples: int, skipped: Mapping[str, float]) -> None:
+        """Steps are done; so much was left out of them so far."""
 
     def saved(self, step: int, consumed_samples: int) -> None:
         """A checkpoint is written."""

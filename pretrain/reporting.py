@@ -74,8 +74,9 @@ class Reporter:
         seconds, samples, tokens = self._clock.per_step(step)
         waited = self._clock.waited_per_step(step)
         self._clock.restart(step)
+        extra = job.extra_metrics() if job.topology.is_main else {}
         if job.ledger:
-            job.ledger.reached(step, job.stream.consumed_samples)
+            job.ledger.reached(step, job.stream.consumed_samples, extra)
         values = dict(result.losses)
         values |= {"grad_norm": result.grad_norm, "lr": lr} | job.engine.loss_scale.metrics()
         values |= {
@@ -86,8 +87,7 @@ class Reporter:
         }
         values |= self._speed(seconds, samples, tokens) | {"data_wait_seconds": waited}
         values |= {f"epoch/{name}": epoch for name, epoch in job.stream.epochs().items()}
-        if job.topology.is_main:
-            values |= job.extra_metrics()
+        values |= extra
         if self._stall_seconds is not None:
             values["save_stall_seconds"] = self._stall_seconds
             self._stall_seconds = None

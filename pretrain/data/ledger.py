@@ -4,6 +4,9 @@
     {"kind": "steps", "step": 20, "consumed_samples": 640}      steps up to this one are done
     {"kind": "saved", "step": 20, "consumed_samples": 640}      and in a checkpoint
 
+Where `data.on_bad_block` is `skip`, a "steps" line also has how many samples and blocks were left out so far,
+`data/skipped_samples` and `data/skipped_blocks`; `data_cache/skipped` has each of them.
+
 Lines are only ever appended, each with one write, by the main rank. An attempt that died leaves at most one
 torn line, which readers pass over. What an attempt did beyond the step where the next one begins was undone.
 """
@@ -16,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from data_tools.errors import DataError
@@ -49,9 +53,11 @@ class Ledger:
         config = self._config.model_dump(mode="json")
         self.write("attempt", step=step, layout=self._layout, state=dict(state), config=config)
 
-    def reached(self, step: int, consumed_samples: int) -> None:
-        """Record that optimizer steps up to `step` are done."""
-        self.write("steps", step=step, consumed_samples=consumed_samples)
+    def reached(
+        self, step: int, consumed_samples: int, skipped: Mapping[str, float] = MappingProxyType({})
+    ) -> None:
+        """Record that optimizer steps up to `step` are done; `skipped` is `SkipLog.counts` of their samples."""
+        self.write("steps", step=step, consumed_samples=consumed_samples, **skipped)
 
     def saved(self, step: int, consumed_samples: int) -> None:
         """Record that a checkpoint has the steps up to `step`."""

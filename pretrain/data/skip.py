@@ -89,17 +89,23 @@ class SkipLog:
             ):  # those of more ranks than now, too
                 _cut(path, consumed_samples)
 
-    def counts(self, consumed_samples: int) -> dict[str, float]:
-        """How many samples and blocks all ranks skipped before `consumed_samples`, from their files."""
-        samples: set[int] = set()
-        blocks: set[tuple[str, int]] = set()
+    def left_out(self, consumed_samples: int) -> dict[int, tuple[str, int]]:
+        """(shard, block) of every sample before `consumed_samples` that a rank skipped, from their files."""
+        found: dict[int, tuple[str, int]] = {}
         for path in self._directory.glob(f"{self._split}-*.jsonl"):
             seen = self._seen[path] = _read_on(path, self._seen.get(path))
-            for sample, shard, block in seen.rows:
-                if sample < consumed_samples:
-                    samples.add(sample)
-                    blocks.add((shard, block))
-        return {"data/skipped_samples": float(len(samples)), "data/skipped_blocks": float(len(blocks))}
+            found |= {
+                sample: (shard, block) for sample, shard, block in seen.rows if sample < consumed_samples
+            }
+        return found
+
+    def counts(self, consumed_samples: int) -> dict[str, float]:
+        """How many samples and blocks all ranks skipped before `consumed_samples`."""
+        found = self.left_out(consumed_samples)
+        return {
+            "data/skipped_samples": float(len(found)),
+            "data/skipped_blocks": float(len(set(found.values()))),
+        }
 
     def _path(self, rank: int) -> Path:
         return self._directory / f"{self._split}-{rank:05d}.jsonl"

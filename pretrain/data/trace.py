@@ -16,6 +16,8 @@ from pretrain.data.gpt_samples import GptSamples
 from pretrain.data.ledger import Attempt, effective, read_ledger
 from pretrain.data.opening import open_feed, open_tokenizer
 from pretrain.data.philox import I64
+from pretrain.data.settings import CACHE_DIRECTORY
+from pretrain.data.skip import SKIPPED_DIRECTORY, SkipLog
 from pretrain.data.steps import RankPlan
 
 
@@ -45,6 +47,7 @@ class TracedSample(NamedTuple):
         epoch: passes over the corpus before this one.
         places: where its text lies, in order.
         texts: its text; A and B for sentence pairs.
+        left_out: (shard, block) whose damage kept it out of the loss; then it has no places and texts.
     """
 
     rank: int
@@ -53,6 +56,7 @@ class TracedSample(NamedTuple):
     epoch: int
     places: list[Place]
     texts: list[str]
+    left_out: tuple[str, int] | None = None
 
 
 def trace_step(run_dir: Path, step: int) -> Iterator[TracedSample]:
@@ -69,6 +73,8 @@ def trace_step(run_dir: Path, step: int) -> Iterator[TracedSample]:
     table, size = attempt.table, attempt.layout["data_parallel_size"]
     first = table.samples_before(step - 1)
     batch_size = table.samples_before(step) - first
+    skips = SkipLog(run_dir / CACHE_DIRECTORY / SKIPPED_DIRECTORY, "train", 0, 1)
+    left_out = skips.left_out(first + batch_size)
     feed = open_feed(attempt.config, "train").at(attempt.state.phases[-1])
     try:
         tokenizer = open_tokenizer(attempt.config)
@@ -77,7 +83,14 @@ def trace_step(run_dir: Path, step: int) -> Iterator[TracedSample]:
             numbers = plan.numbers(first, 1)
             located = feed.locate(numbers)
             for index, number in enumerate(numbers.tolist()):
-                yield _trace(feed, tokenizer, located.take(index, index + 1), rank, number)
+                traced = TracedSample(
+                    rank, number, *_origin(feed, located, index), [], [], left_out.get(number)
+                )
+                yield (
+                    traced
+                    if traced.left_out
+                    else _read(feed, tokenizer, located.take(index, index + 1), traced)
+                )
     finally:
         feed.close()
 
@@ -90,14 +103,19 @@ def _attempt_of(run_dir: Path, step: int) -> Attempt:
     raise DataError(f"--step {step}: the ledger of {run_dir} has steps 1 to {kept[-1][1]}")
 
 
-def _trace(feed: Feed, tokenizer: Tokenizer, located: Located, rank: int, number: int) -> TracedSample:
+def _origin(feed: Feed, located: Located, index: int) -> tuple[str, int]:
+    """(name of the corpus, epoch) of a sample."""
+    return feed.corpora[int(located.corpus[index])].share.name, int(located.ids.epoch[index])
+
+
+def _read(feed: Feed, tokenizer: Tokenizer, located: Located, traced: TracedSample) -> TracedSample:
+    """Add places and texts to one sample."""
     corpus = feed.corpora[int(located.corpus[0])]
-    places, texts = [], []
     for part in _parts(corpus, located):
         starts, lengths = np.array(part, dtype=np.int64).T
-        texts.append(_text(tokenizer, corpus.reader.read(starts, lengths).astype(np.int64)))
-        places += [place for start, length in part for place in _places(corpus, start, length)]
-    return TracedSample(rank, number, corpus.share.name, int(located.ids.epoch[0]), places, texts)
+        traced.texts.append(_text(tokenizer, corpus.reader.read(starts, lengths).astype(np.int64)))
+        traced.places.extend(place for start, length in part for place in _places(corpus, start, length))
+    return traced
 
 
 def _parts(corpus: Corpus, located: Located) -> list[list[tuple[int, int]]]:
@@ -153,6 +171,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _lines(sample: TracedSample, chars: int) -> Iterator[str]:
     yield f"rank {sample.rank}  sample {sample.number}  corpus {sample.corpus}  epoch {sample.epoch}"
+    if sample.left_out:
+        shard, block = sample.left_out
+        yield f"  left out of the loss: block {block:06d} of {shard} is damaged (data.on_bad_block: skip)"
     for place in sample.places:
         yield f"  {place.shard}  block {place.block:06d}  byte {place.offset}  {place.tokens} tokens"
     for text in sample.texts:

@@ -8,8 +8,11 @@ import pytest
 
 from data_tools.errors import DataError
 from data_tools.shard_format import load_manifest
-from pretrain.data import eval_batches, open_stream
+from launch.cli import main as headwater
+from pretrain.data import StreamConfig, eval_batches, open_stream
+from pretrain.data.ledger import Ledger
 from pretrain.data.skip import IGNORED_LABEL, SkipLog, SkippedSample, leave_out
+from pretrain.data.trace import trace_step
 from tests.unit.pretrain_data.servers import serve
 from tests.unit.pretrain_data.support import run_config
 from tests.unit.pretrain_data.test_remote import no_waiting  # noqa: F401
@@ -139,6 +142,29 @@ def test_what_was_skipped_is_counted_and_written_down(corpus, tmp_path):
         for _ in range(STEPS - 2):
             next(stream)
         assert stream.skipped()["data/skipped_samples"] == expected.sum()
+
+
+def test_the_ledger_counts_what_was_skipped_and_a_trace_shows_it(kind, corpus, tmp_path, capsys):
+    run = config(kind, tmp_path, corpus, batch__micro_batch_size=12)
+    open_stream(run).close()  # BERT's index
+    damage(corpus, member="tok" if kind == "gpt" else "sent")
+    ledger = Ledger(tmp_path, StreamConfig.of(run), {"data_parallel_size": 2})
+    with open_stream(run, "train", 0, 2) as first, open_stream(run, "train", 1, 2) as second:
+        ledger.begin(0, first.state_dict())
+        masks = [left_out(kind, join([*next(first), *next(second)])) for _ in range(STEPS)]
+        ledger.reached(STEPS, first.consumed_samples, first.skipped())
+    step = int(np.argmax([mask.sum() for mask in masks])) + 1
+    shown = list(trace_step(tmp_path, step))
+    assert [sample.left_out is not None for sample in shown] == masks[step - 1].tolist()
+    manifest = load_manifest(corpus / "train")
+    block = str(manifest.shard_path(int(manifest.blocks[BAD]["shard"]))), int(manifest.blocks[BAD]["key"])
+    assert {sample.left_out for sample in shown} == {None, block}
+    assert all(bool(sample.texts and sample.places) == (sample.left_out is None) for sample in shown)
+    last = json.loads((tmp_path / "ledger.jsonl").read_text().splitlines()[-1])
+    assert last["data/skipped_samples"] == np.sum(masks) and last["data/skipped_blocks"] == 1
+    assert headwater(["data", "trace", "--run", str(tmp_path), "--step", str(step)]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count(f"left out of the loss: block {block[1]:06d} of {block[0]}") == masks[step - 1].sum()
 
 
 def test_error_is_the_default(corpus, tmp_path):
