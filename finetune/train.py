@@ -22,10 +22,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments("finetune", "Train a checkpoint further for a task.", EXAMPLES, argv)
     from finetune.config import load_finetune_config
     from finetune.session import finetune
-    from pretrain.config.environment import world_size_from_environment
+    from pretrain.config.environment import adopt_place, world_size_from_environment
     from pretrain.stop import StopSignals
 
     signals = StopSignals()
+    adopt_place()
     config = load_finetune_config(arguments.config, arguments.overrides, world_size_from_environment())
     return finetune(config, signals)
 

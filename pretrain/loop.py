@@ -18,6 +18,7 @@ from pretrain.reporting import Reporter, open_metrics
 from pretrain.saving import Position, Saves, resume
 from pretrain.schedule import learning_rate
 from pretrain.step import train_step
+from pretrain.stop import StopFile
 
 
 def run(job: Job) -> int:
@@ -44,7 +45,7 @@ def run(job: Job) -> int:
 
 def _fit(job: Job, reporter: Reporter, saves: Saves, bad_steps: BadSteps, position: Position) -> int:
     training = job.config.training
-    consent = Consent(job.topology, bad_steps, partial(_wants_stop, job, saves))
+    consent = Consent(job.topology, bad_steps, partial(_wants_stop, job, saves, StopFile(job.run_dir)))
     if position.evaluation_due and not consent.stop_now():
         position.evaluation_due = not reporter.evaluation(position.step, consent.stop_now)
     profile = StepProfile(job, reporter.say)
@@ -91,8 +92,9 @@ def _fit(job: Job, reporter: Reporter, saves: Saves, bad_steps: BadSteps, positi
     return exit_codes.OK
 
 
-def _wants_stop(job: Job, saves: Saves) -> bool:
-    return saves.failed or job.signals.reason(job.config.training.time_limit_seconds) is not None
+def _wants_stop(job: Job, saves: Saves, file: StopFile) -> bool:
+    asked = job.signals.reason(job.config.training.time_limit_seconds) is not None
+    return saves.failed or asked or (job.topology.is_main and file.look())
 
 
 def _due(step: int, interval: int, last: int) -> bool:

@@ -23,14 +23,10 @@ from typing import Any
 from pretrain.checkpoint.files import write_json, write_text
 from pretrain.config import ConfigError, JobConfig, dump_yaml, exit_codes
 from pretrain.config.identity import check_run_directory, lock_run_directory
+from pretrain.config.run_files import BEAT_SECONDS, HEARTBEATS, OWNER
 from pretrain.logs import log_rank_output
 from pretrain.parallel.collectives import broadcast_from_main
 from pretrain.parallel.topology import Topology
-
-OWNER = "attempt.json"
-HEARTBEATS = "heartbeats"
-BEAT_SECONDS = 5.0
-"""Between two signs of life of a rank (`pretrain.watchdog`)."""
 
 
 class ReplacedError(Exception):

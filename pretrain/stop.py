@@ -7,12 +7,15 @@ import signal
 import sys
 import threading
 import time
+from pathlib import Path
 from types import FrameType
 
 from pretrain.config import exit_codes
+from pretrain.config.run_files import STOP_FILE
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 _SAME_REQUEST_SECONDS = 1.0
+_LOOK_SECONDS = 1.0
 
 
 class StopSignals:
@@ -65,6 +68,29 @@ class StopSignals:
         first = self._received.setdefault(number, time.monotonic())
         if time.monotonic() - first > _SAME_REQUEST_SECONDS:
             _exit(128 + number, f"ended at once by a second {name}; an earlier checkpoint stays")
+
+
+class StopFile:
+    """A file named `stop` in the run directory: the request of a signal, where launchers pass none on.
+
+    Looked for once a second; it is removed when it is found, so that the next attempt trains.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._run_dir = run_dir
+        self._look_at = 0.0
+        self.found = False
+
+    def look(self) -> bool:
+        """Whether the file is, or was, there."""
+        if self.found or time.monotonic() < self._look_at:
+            return self.found
+        self._look_at = time.monotonic() + _LOOK_SECONDS
+        # By listing: a network file system may remember for a minute that a name is absent.
+        if STOP_FILE in os.listdir(self._run_dir):
+            (self._run_dir / STOP_FILE).unlink(missing_ok=True)
+            self.found = True
+        return self.found
 
 
 def _leave_to_the_thread(_number: int, _frame: FrameType | None) -> None:

@@ -28,10 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         "pretrain", "Train the run that a config describes, or go on with it.", EXAMPLES, argv
     )
     from pretrain.config import load_config
-    from pretrain.config.environment import world_size_from_environment
+    from pretrain.config.environment import adopt_place, world_size_from_environment
     from pretrain.stop import StopSignals
 
     signals = StopSignals()
+    adopt_place()
     # A wrong config is answered before torch is imported.
     config = load_config(arguments.config, arguments.overrides, world_size_from_environment())
     from pretrain.session import pretrain

@@ -24,8 +24,8 @@ from typing import Any
 import torch.distributed as dist
 
 from pretrain.config import exit_codes
+from pretrain.config.run_files import BEAT_SECONDS, HEARTBEATS
 from pretrain.parallel.topology import Topology
-from pretrain.run_directory import BEAT_SECONDS, HEARTBEATS
 
 REPORT = "hang-report.txt"
 _SETTLE_SECONDS = 2.0

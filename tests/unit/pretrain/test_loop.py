@@ -13,11 +13,11 @@ import pytest
 
 from pretrain import saving
 from pretrain.checkpoint import CheckpointError
-from pretrain.stop import StopSignals
+from pretrain.stop import StopFile, StopSignals
 
 SCRIPT = """
 import os, signal, sys, time
-from pretrain.stop import StopSignals
+from pretrain.stop import StopFile, StopSignals
 signals = StopSignals()
 assert signals.reason() is None and signals.reason(3600) is None
 if sys.argv[1] == "deferred":
@@ -117,3 +117,12 @@ def test_the_end_saves_what_is_not_saved(
     )
     saving.Saves(job, nothing, nothing, saving.Position(*resumed)).finish(saving.Position(*ended))
     assert [(trainer["step"], trainer["evaluation_due"]) for trainer in saved] == [ended] * saves
+
+
+def test_a_file_asks_for_a_stop_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pretrain.stop._LOOK_SECONDS", 0.0)
+    file = StopFile(tmp_path)
+    assert not file.look()
+    (tmp_path / "stop").touch()
+    assert file.look() and file.look()
+    assert not (tmp_path / "stop").exists() and not StopFile(tmp_path).look()
