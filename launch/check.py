@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch.check_cluster import cluster_findings, smallest_world_size
-from launch.check_data import data_findings
 from launch.cluster import load_cluster
 from launch.estimate import checkpoint_bytes, rank_memory, readable_bytes, readable_count
 from launch.findings import Finding, has_errors, report
-from pretrain.config import ConfigError, RunConfig, load_config
+from launch.jobs import JobPlan, load_job
+from pretrain.config import ConfigError, JobConfig, RunConfig
 from pretrain.config.arguments import add_run_arguments, positive_int
 from pretrain.config.derive import (
     data_parallel_size,
@@ -22,11 +22,13 @@ from pretrain.config.derive import (
     tokens_per_step,
 )
 from pretrain.config.identity import check_run_directory
+from pretrain.config.model import ModelConfig
 
 EXAMPLES = """examples:
   headwater check --config configs/gpt/tiny.yaml
   headwater check --config configs/bert/tiny.yaml --nproc 4 --set parallel.tensor_model_parallel_size=2
   headwater check --config configs/gpt/1b3.yaml --cluster configs/cluster/slurm-h100.yaml
+  headwater check --config configs/finetune/classification.yaml --nproc 2
 
 exit codes: 0 no errors (warnings do not count), 2 the run cannot start as it is
 """
@@ -39,33 +41,31 @@ def main(argv: Sequence[str]) -> int:
     try:
         cluster = load_cluster(args.cluster) if args.cluster else None
         nproc = args.nproc or (smallest_world_size(cluster) if cluster else None)
-        config = load_config(args.config, args.overrides, nproc)
-        world_size = nproc or config.parallel.tensor_model_parallel_size
+        job = load_job(args.config, args.overrides, nproc)
+        world_size = nproc or job.config.parallel.tensor_model_parallel_size
         if nproc is None:
-            config = load_config(args.config, args.overrides, world_size)
+            job = load_job(args.config, args.overrides, world_size)
         title = f"{args.config} on {world_size} rank{'s' if world_size > 1 else ''}"
     except ConfigError as error:
         findings = [Finding("error", "config", problem) for problem in error.problems]
     else:
-        findings = run_findings(config, world_size)
+        findings = run_findings(job, world_size)
         if cluster:
-            findings += cluster_findings(config, cluster)
+            findings += cluster_findings(job.config, cluster)
     print(report(title, findings))
     return 2 if has_errors(findings) else 0
 
 
-def run_findings(config: RunConfig, world_size: int) -> list[Finding]:
-    """All checks of a valid config."""
-    return [
-        _run_directory_finding(config),
-        _batch_finding(config, world_size),
-        *data_findings(config),
-        _memory_finding(config, world_size),
-        disk_finding(config),
-    ]
+def run_findings(job: JobPlan, world_size: int) -> list[Finding]:
+    """All checks of a valid config; the memory of finetuning is not estimated, its batches vary in length."""
+    config = job.config
+    findings = [_run_directory_finding(config), _batch_finding(config, world_size), *job.data_findings()]
+    if isinstance(config, RunConfig):
+        findings.append(_memory_finding(config, world_size))
+    return [*findings, disk_finding(config, job.model)] if job.model else findings
 
 
-def _run_directory_finding(config: RunConfig) -> Finding:
+def _run_directory_finding(config: JobConfig) -> Finding:
     try:
         check_run_directory(config)
     except ConfigError as error:
@@ -73,7 +73,7 @@ def _run_directory_finding(config: RunConfig) -> Finding:
     return Finding("ok", "config", "valid")
 
 
-def _batch_finding(config: RunConfig, world_size: int) -> Finding:
+def _batch_finding(config: JobConfig, world_size: int) -> Finding:
     batch, tensor_ranks = config.batch, config.parallel.tensor_model_parallel_size
     data_ranks = data_parallel_size(config, world_size)
     accumulation = gradient_accumulation_steps(config, world_size)
@@ -101,9 +101,9 @@ def _memory_finding(config: RunConfig, world_size: int) -> Finding:
     )
 
 
-def disk_finding(config: RunConfig) -> Finding:
+def disk_finding(config: JobConfig, model: ModelConfig) -> Finding:
     """Whether the checkpoints that the run keeps fit on the file system of run_dir."""
-    one = checkpoint_bytes(config)
+    one = checkpoint_bytes(model)
     # While a new checkpoint is written the old ones are still there.
     wanted = one * (config.checkpoint.keep_last + 1)
     place = Path(config.run_dir).absolute()

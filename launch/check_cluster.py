@@ -11,7 +11,7 @@ from launch.findings import Finding
 from launch.lead_time import lead_seconds, measured_lead_seconds, save_seconds, step_seconds
 from launch.manage import last_step
 from launch.slurm import usable_node_counts
-from pretrain.config import ConfigError, RunConfig
+from pretrain.config import ConfigError, JobConfig, RunConfig
 
 GIB = 1 << 30
 
@@ -22,9 +22,10 @@ def smallest_world_size(cluster: ClusterConfig) -> int:
     return nodes * cluster.ranks_per_node
 
 
-def cluster_findings(config: RunConfig, cluster: ClusterConfig) -> list[Finding]:
+def cluster_findings(config: JobConfig, cluster: ClusterConfig) -> list[Finding]:
     """What a run meets on a cluster, apart from what `headwater check` looks at anyway."""
-    findings = [_device_finding(config, cluster)] if cluster.device_memory_gb else []
+    estimated = isinstance(config, RunConfig) and cluster.device_memory_gb
+    findings = [_device_finding(config, cluster)] if estimated else []
     if not isinstance(cluster, SlurmClusterConfig):
         return findings
     try:
@@ -51,7 +52,7 @@ def _device_finding(config: RunConfig, cluster: ClusterConfig) -> Finding:
     return Finding("warning" if need > 0.9 * have else "ok", "device", text)
 
 
-def _time_finding(config: RunConfig, cluster: SlurmClusterConfig) -> Finding:
+def _time_finding(config: JobConfig, cluster: SlurmClusterConfig) -> Finding:
     run_dir, limit = Path(config.run_dir), time_limit_seconds(cluster.time_limit)
     auto = cluster.signal_lead_seconds == "auto"
     lead = lead_seconds(run_dir, limit) if auto else int(cluster.signal_lead_seconds)

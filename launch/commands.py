@@ -54,8 +54,9 @@ def _local(args: argparse.Namespace, argv: Sequence[str]) -> int:
     job = load_job(args.config, args.overrides, nproc)
     config = job.config
     check_run_directory(config)
-    if job.data_problems and not args.dry_run:  # a login node may plan a run whose data is mounted elsewhere
-        raise ConfigError(job.data_problems, source=str(args.config))
+    # A login node may plan a run whose data is mounted elsewhere.
+    if not args.dry_run and (wrong := job.data_problems()):
+        raise ConfigError(wrong, source=str(args.config))
     shared = rank_environment(
         {**os.environ, **env}, cores=usable_cores(), ranks_per_host=nproc, has_accelerator=has_accelerator()
     )

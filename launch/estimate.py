@@ -109,9 +109,9 @@ def split_layer_bytes(model: ModelConfig) -> int:
     return attention + (10 if is_gated(model) else 4) * model.ffn_hidden_size
 
 
-def checkpoint_bytes(config: RunConfig) -> int:
+def checkpoint_bytes(model: ModelConfig) -> int:
     """Size of one checkpoint on disk, over all ranks; the layout does not change it."""
-    return CHECKPOINT_BYTES_PER_PARAMETER * parameter_count(config.model)
+    return CHECKPOINT_BYTES_PER_PARAMETER * parameter_count(model)
 
 
 def readable_bytes(count: float) -> str:

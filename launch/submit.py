@@ -13,13 +13,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from launch import slurm_control
-from launch.check_data import data_findings
 from launch.cluster import SlurmClusterConfig, load_cluster, time_limit_seconds
 from launch.estimate import checkpoint_bytes
+from launch.jobs import JobPlan, load_job
 from launch.lead_time import lead_seconds
 from launch.record import FILE_NAME, LaunchRecord, read_record, write_record
 from launch.slurm import ArrayTask, SlurmPlan, render, usable_node_counts
-from pretrain.config import ConfigError, RunConfig, load_config
+from pretrain.config import ConfigError
 from pretrain.config.identity import check_run_directory
 
 MAX_ARRAY = 1000
@@ -38,18 +38,17 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> int:
     cluster = load_cluster(args.cluster, args.cluster_overrides)
     if not isinstance(cluster, SlurmClusterConfig):
         raise ConfigError("kind: local; `headwater launch local` runs there", source=str(args.cluster))
-    config = load_config(args.config, args.overrides)
-    tasks = array_tasks(config.run_dir, args.array)
-    configs = [config]
+    job = load_job(args.config, args.overrides)
+    tasks = array_tasks(job.config.run_dir, args.array)
+    jobs = [job]
     if tasks:
-        configs = [load_config(args.config, task_overrides(args.overrides, task)) for task in tasks]
-    for one in configs:
-        usable_node_counts(one, cluster)
-        check_run_directory(one)
-    wrong = [finding.text for finding in data_findings(config) if finding.level == "error"]
-    if wrong and not args.dry_run:
+        jobs = [load_job(args.config, task_overrides(args.overrides, task)) for task in tasks]
+    for one in jobs:
+        usable_node_counts(one.config, cluster)
+        check_run_directory(one.config)
+    if not args.dry_run and (wrong := job.data_problems()):
         raise ConfigError(wrong, source=str(args.config))
-    plan = make_plan(args, config, cluster, tasks)
+    plan = make_plan(args, job, cluster, tasks)
     if args.dry_run:
         print(render(plan), end="")
         return 0
@@ -57,10 +56,10 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def make_plan(
-    args: argparse.Namespace, config: RunConfig, cluster: SlurmClusterConfig, tasks: tuple[ArrayTask, ...]
+    args: argparse.Namespace, job: JobPlan, cluster: SlurmClusterConfig, tasks: tuple[ArrayTask, ...]
 ) -> SlurmPlan:
     """What the script depends on, read from the configs, the run's earlier attempts and this process."""
-    run_dir, lead = Path(config.run_dir), cluster.signal_lead_seconds
+    run_dir, lead = Path(job.config.run_dir), cluster.signal_lead_seconds
     if lead == "auto":
         lead = lead_seconds(run_dir, time_limit_seconds(cluster.time_limit))
     return SlurmPlan(
@@ -70,10 +69,11 @@ def make_plan(
         run_dir=run_dir,
         directory=Path.cwd(),
         python=cluster.python or sys.executable,
-        node_counts=usable_node_counts(config, cluster),
+        node_counts=usable_node_counts(job.config, cluster),
         lead_seconds=lead,
-        min_disk_gb=math.ceil(checkpoint_bytes(config) / 1e9),
+        min_disk_gb=math.ceil(checkpoint_bytes(job.model) / 1e9) if job.model else 0,
         tasks=tasks,
+        module=job.module,
     )
 
 
@@ -135,7 +135,8 @@ def _refuse_living_job(plan: SlurmPlan) -> None:
     if not (run_dir / FILE_NAME).exists():
         return
     job = read_record(run_dir).job_id
-    if job and (state := slurm_control.job_fields(job).get("JobState")) in LIVING:
+    states = [fields["JobState"] for fields in slurm_control.all_fields(job)] if job else []
+    if state := next((state for state in states if state in LIVING), None):
         raise ConfigError(
             f"run_dir: job {job} of {plan.run_dir} is {state.lower()} already; let it go on or end it first: "
             f"headwater launch stop {plan.run_dir}"

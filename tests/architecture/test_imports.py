@@ -67,8 +67,9 @@ def test_the_config_needs_no_training_library():
     assert not modules_after("import pretrain.config.load") & TRAINING
 
 
-def test_plans_and_checks_work_without_torch_installed():
+def test_plans_and_checks_work_without_torch_installed(tmp_path: Path):
     """A login node: every import of a training library fails."""
+    (tmp_path / "hosts").write_text("a slots=1\nb slots=1\n")
     code = f"""
 class Absent:
     def find_spec(self, name, path=None, target=None):
@@ -83,5 +84,9 @@ small = ["--cluster-set", "nodes=1", "--cluster-set", "ranks_per_node=2"]
 assert main(["launch", "slurm", *config, *cluster, *small, "--dry-run"]) == 0
 assert main(["check", *config, *cluster, "--set", "data.corpora.0.path=absent"]) == 2
 assert main(["check", *config, "--set", "data.corpora.0.path=absent"]) == 2
+assert main(["launch", "deepspeed", "--hostfile", {str(tmp_path / "hosts")!r}, *config, "--dry-run"]) == 0
+finetuning = ["--config", "configs/finetune/classification.yaml"]
+assert main(["launch", "slurm", *finetuning, *cluster, *small, "--dry-run"]) == 0
+assert main(["check", *finetuning, "--set", "data.train=absent"]) == 2
 """
     assert "torch" not in modules_after(code)

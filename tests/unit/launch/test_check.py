@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from launch import check, check_data, cli
+from pretrain.config import load_config
 
 REPO = Path(__file__).parents[3]
 TOKENIZER = b"not really a tokenizer"
@@ -140,7 +141,8 @@ def test_disk_space_is_held_against_the_checkpoints(monkeypatch, run, free, leve
     # tiny.yaml: 1.48 M parameters x 12 bytes = 17.7 MB a checkpoint, keep_last 2 and one being written
     usage = shutil.disk_usage("/")._replace(free=free)
     monkeypatch.setattr(check.shutil, "disk_usage", lambda place: usage)
-    assert check.disk_finding(check.load_config(run)).level == level
+    config = load_config(run)
+    assert check.disk_finding(config, config.model).level == level
 
 
 def test_the_format_is_the_one_that_data_tools_writes():
