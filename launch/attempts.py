@@ -28,6 +28,10 @@ class Attempt:
     """1 for the first."""
     path: Path
 
+    def record(self, **facts: object) -> None:
+        """Append something else about it."""
+        _append(self.path, {"attempt": self.number} | facts)
+
     def record_end(self, exit_code: int, seconds: float, **facts: object) -> None:
         """Append how it ended."""
         end = {"attempt": self.number, "ended": _now(), "exit_code": exit_code, "seconds": round(seconds, 1)}
@@ -63,9 +67,18 @@ def read(log_dir: Path) -> list[dict[str, Any]]:
 
 
 def failures_in_a_row(log_dir: Path, job: str) -> int:
-    """How many latest attempts of a job crashed or were lost since the newest checkpoint was written."""
+    """How many latest attempts of a job crashed or were lost since the newest checkpoint was written.
+
+    Those of a job that this one was submitted in place of count, too.
+
+    Args:
+        log_dir: Where the attempts are recorded.
+        job: The job's id; in an array `N_element`.
+    """
     newest, count = newest_checkpoint(log_dir.parent), 0
     for record in reversed(read(log_dir)):
+        if record.get("next_job") == job:
+            job = record["job"]
         if record.get("job") != job or record.get("checkpoint") != newest:
             break
         if record.get("exit_code") in (OK, STOPPED):

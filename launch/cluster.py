@@ -49,6 +49,8 @@ class PreflightConfig(Section):
     max_clock_skew_seconds: NonNegativeNumber = 30.0
     timeout_seconds: PositiveInt = 50
     """A node that has not answered by then counts as lost."""
+    all_reduce_seconds: NonNegativeInt = 120
+    """For one all-reduce over the nodes before the ranks start, loading torch included; 0 leaves it out."""
 
 
 class SpeedConfig(Section):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.cluster import SlurmClusterConfig
-from pretrain.config import ConfigError, RunConfig
-from pretrain.config.validate import problems_of
+from launch.jobs import size_problems
+from pretrain.config import ConfigError, JobConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,14 +52,14 @@ class SlurmPlan:
         return self.directory / self.run_dir / "logs" / ("slurm-%A_%a.log" if self.tasks else "slurm-%j.log")
 
 
-def usable_node_counts(config: RunConfig, cluster: SlurmClusterConfig) -> tuple[int, ...]:
+def usable_node_counts(config: JobConfig, cluster: SlurmClusterConfig) -> tuple[int, ...]:
     """The numbers of nodes, of those the cluster config allows, over which the global batch divides.
 
     Raises:
         ConfigError: If the smallest number is not among them: an attempt that gets no more could not run.
     """
     counts = range(cluster.min_nodes, cluster.max_nodes + 1)
-    problems = {count: problems_of(config, count * cluster.ranks_per_node) for count in counts}
+    problems = {count: size_problems(config, count * cluster.ranks_per_node) for count in counts}
     if problems[cluster.min_nodes]:
         ranks = cluster.min_nodes * cluster.ranks_per_node
         text = f"with nodes: {cluster.min_nodes} ({ranks} ranks): "
@@ -154,6 +154,7 @@ def _job_options(plan: SlurmPlan) -> Iterator[str]:
     checks = [f"--gpus {cluster.gpus_per_node or 0}", f"--min-disk-gb {plan.min_disk_gb}"]
     checks.append(f"--min-memory-gb {wanted.min_memory_gb:g}")
     checks.append(f"--max-clock-skew {wanted.max_clock_skew_seconds:g} --timeout {wanted.timeout_seconds}")
+    checks.append(f"--all-reduce {wanted.all_reduce_seconds}")
     yield " ".join(checks)
     if wanted.scratch_paths:
         paths = " ".join(f"--scratch {_quote(path)}" for path in wanted.scratch_paths)

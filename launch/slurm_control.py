@@ -7,17 +7,44 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from pretrain.config import ConfigError
 
+Result = TypeVar("Result")
+RETRY_SECONDS = 10.0
+RETRIES = 5
 COMMAND_SECONDS = 45.0
 """A controller that does not answer by then is reported."""
 
 
 class SlurmError(ConfigError):
     """SLURM refused, does not answer or is not here; the message is SLURM's own with what to do."""
+
+
+class SlurmSilentError(SlurmError):
+    """The controller did not answer: whether it has done what it was asked for is not known."""
+
+
+class RequeueRefusedError(SlurmError):
+    """The cluster does not let this job go back into the queue; the job is as it was."""
+
+
+def patiently(command: Callable[[], Result]) -> Result:
+    """Repeat a command while the controller does not answer, as happens on busy clusters and at restarts.
+
+    Raises:
+        SlurmError: If it refuses, or still does not answer.
+    """
+    for _ in range(RETRIES):
+        try:
+            return command()
+        except SlurmSilentError:
+            time.sleep(RETRY_SECONDS)
+    return command()
 
 
 def submit(script: str) -> str:
@@ -37,15 +64,20 @@ def host_names(node_list: str) -> list[str]:
 
 
 def job_fields(job: str) -> dict[str, str]:
-    """What the controller says of a job (the first one of an array); empty if it knows it no more."""
+    """What the controller says of a job (the first element of an array); empty if it knows it no more."""
+    return next(iter(all_fields(job)), {})
+
+
+def all_fields(job: str) -> list[dict[str, str]]:
+    """What the controller says of a job, or of each element of an array; empty if it knows it no more."""
     try:
         text = _slurm(["scontrol", "--oneliner", "show", "job", job], "scontrol failed")
     except SlurmError as error:
         if "Invalid job id" in str(error):
-            return {}
+            return []
         raise
     lines = [line for line in text.splitlines() if line.startswith("JobId=")]
-    return dict(re.findall(r"(\S+?)=(\S*)", lines[0])) if lines else {}
+    return [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in lines]
 
 
 def end_time(fields: dict[str, str]) -> float | None:
@@ -60,18 +92,59 @@ def requeue(job: str, excluded: Sequence[str] = ()) -> None:
     SLURM ends the caller in doing so: SIGTERM now, SIGKILL after its KillWait (30 s).
 
     Raises:
-        SlurmError: If the controller refuses.
+        RequeueRefusedError: Some clusters allow no requeues, or this job was submitted with --no-requeue.
+        SlurmError: If the controller refuses later, or does not answer.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also for scontrol, which inherits it
-    if not excluded:
-        _slurm(["scontrol", "requeue", job], "cannot requeue the job")
-        return
-    earlier = job_fields(job).get("ExcNodeList", "(null)")
-    nodes = ",".join([*([] if earlier == "(null)" else [earlier]), *excluded])
+    nodes = all_excluded(job, excluded)
     # The list can be changed only while the job does not run.
-    _slurm(["scontrol", "requeuehold", job], "cannot requeue the job")
+    command = "requeuehold" if excluded else "requeue"
+    try:
+        _slurm(["scontrol", command, job], "cannot requeue the job")
+    except SlurmSilentError:
+        raise
+    except SlurmError as error:
+        raise RequeueRefusedError(error.problems) from error
+    if not excluded:
+        return
     _slurm(["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"], f"cannot exclude {nodes}")
     _slurm(["scontrol", "release", job], "cannot release the job")
+
+
+def all_excluded(job: str, excluded: Sequence[str]) -> str:
+    """The nodes that a job must not run on, with those that it was submitted without: `a,b`, or nothing."""
+    if not excluded:
+        return ""
+    earlier = job_fields(job).get("ExcNodeList", "(null)")
+    return ",".join([*([] if earlier == "(null)" else [earlier]), *excluded])
+
+
+def resubmit(job: str, excluded: Sequence[str] = (), element: str | None = None) -> str:
+    """Submit the script of the running job that calls this once more, to start when the job has ended.
+
+    Args:
+        job: Its id.
+        excluded: Nodes never to run on.
+        element: Its number in an array; only that one is submitted.
+
+    Returns:
+        The new job's id; for an array that of the array.
+
+    Raises:
+        SlurmError: If the controller refuses.
+    """
+    script = _slurm(["scontrol", "write", "batch_script", job, "-"], "cannot read the job's script")
+    words = [f"--dependency=afterany:{job}"]
+    if nodes := all_excluded(job, excluded):
+        words.append(f"--exclude={nodes}")
+    if element is not None:
+        words.append(f"--array={element}")
+    # What SLURM told this job about itself must not become options or variables of the next.
+    own = ("SLURM_", "SLURMD_", "SBATCH_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(own)}
+    env |= {name: os.environ[name] for name in ("SLURM_CONF",) if name in os.environ}
+    told = _slurm(["sbatch", "--parsable", *words], "cannot submit the job again", script, env)
+    return told.strip().partition(";")[0]
 
 
 def send(job: str, name: str) -> None:
@@ -79,12 +152,14 @@ def send(job: str, name: str) -> None:
     _slurm(["scancel", "--batch", f"--signal={name}", job], "scancel failed")
 
 
-def cancel(job: str) -> None:
-    """Remove a job."""
-    _slurm(["scancel", job], "scancel failed")
+def cancel_queued(job: str) -> None:
+    """Remove a job, or those elements of an array, that have not begun."""
+    _slurm(["scancel", "--state=PENDING", job], "scancel failed")
 
 
-def _slurm(command: list[str], problem: str) -> str:
+def _slurm(
+    command: list[str], problem: str, stdin: str | None = None, env: Mapping[str, str] | None = None
+) -> str:
     if shutil.which(command[0]) is None:
         raise SlurmError(f"no {command[0]} on PATH: run this on a machine with the SLURM commands")
     try:
@@ -92,12 +167,16 @@ def _slurm(command: list[str], problem: str) -> str:
             command,
             capture_output=True,
             text=True,
+            input=stdin,
             timeout=COMMAND_SECONDS,
-            env=os.environ | {"SLURM_TIME_FORMAT": "standard"},
+            env={**(os.environ if env is None else env), "SLURM_TIME_FORMAT": "standard"},
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{problem}: `{command[0]}` had no answer within {COMMAND_SECONDS:.0f} s") from None
+        text = f"{problem}: `{command[0]}` had no answer within {COMMAND_SECONDS:.0f} s"
+        raise SlurmSilentError(text) from None
     if result.returncode:
         words = "; ".join((result.stderr.strip() or result.stdout.strip()).splitlines())
+        if any(sign in words for sign in ("Unable to contact", "timed out")):
+            raise SlurmSilentError(f"{problem}: {words}")
         raise SlurmError(f"{problem}: {words}")
     return result.stdout

@@ -17,20 +17,25 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from launch import attempts, slurm_control
 from launch.lead_time import lead_seconds
 from launch.preflight import Wanted
+from launch.slurm_again import run_again
+from launch.slurm_network import network_problems
 from launch.slurm_nodes import listen_for_ranks, preflight
-from launch.slurm_step import Signals, Step
+from launch.slurm_step import Signals, Step, say
 from launch.slurm_task import exit_codes
-from launch.verdict import Ending, Verdict, judge
-from pretrain.config.exit_codes import STOPPED, WRONG_INPUT
+from launch.verdict import Ending, Verdict, crash, judge
+from pretrain.config.exit_codes import CRASH, STOPPED, WRONG_INPUT
 
 POLL_SECONDS = 1.0
 LEAD_POLL_SECONDS = 10.0
+KILL_ON_BAD_EXIT = "--kill-on-bad-exit=1"
+"""srun's word by which the batch script (`launch.slurm`) makes one failed rank end all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,11 +50,22 @@ class Job:
     ranks_per_node: int
     max_failures: int
     timeout: float
+    all_reduce_seconds: float
     wanted: Wanted
     start: tuple[str, ...]
     """`srun OPTIONS ... python`."""
     ranks: tuple[str, ...]
     """What follows the interpreter on every rank."""
+
+    @property
+    def name(self) -> str:
+        """What people call it: the id, or `N_element` in an array."""
+        array, element = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
+        return f"{array}_{element}" if array and element else self.job_id
+
+    def questions(self, hosts: Sequence[str], tasks_per_node: int, words: Sequence[str]) -> list[str]:
+        """As `step`, but a task that fails does not end the others: each is to give its own answer."""
+        return [word for word in self.step(hosts, tasks_per_node, words) if word != KILL_ON_BAD_EXIT]
 
     def step(self, hosts: Sequence[str], tasks_per_node: int, words: Sequence[str]) -> list[str]:
         """The command that runs Python with `words`, so many tasks on each of some nodes."""
@@ -63,19 +79,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     job = _parse(argv)
     log_dir = job.run_dir / "logs"
     log_dir.mkdir(parents=True, exist_ok=True)
-    failures = attempts.failures_in_a_row(log_dir, job.job_id)
-    attempt = attempts.begin(log_dir, job=job.job_id, nodes=list(job.hosts), argv=list(job.ranks))
+    failures = attempts.failures_in_a_row(log_dir, job.name)
+    attempt = attempts.begin(log_dir, job=job.name, nodes=list(job.hosts), argv=list(job.ranks))
     say(f"attempt {attempt.number} on {', '.join(job.hosts)}")
     began = time.monotonic()
     with Signals() as signals:
-        verdict, excluded = _run(job, attempt.number, signals, failures)
+        try:
+            verdict, excluded = _run(job, attempt.number, signals, failures)
+        except (OSError, slurm_control.SlurmError) as error:  # no free port, run_dir gone, no controller
+            verdict, excluded = crash(str(error), CRASH, failures, job.max_failures), []
     attempt.record_end(
         verdict.exit_code, time.monotonic() - began, action=verdict.action, reason=verdict.reason
     )
     say(f"attempt {attempt.number}: {verdict.reason}")
     if verdict.action == "requeue":
-        slurm_control.requeue(job.job_id, excluded)
-        say(f"requeued{' without ' + ', '.join(excluded) if excluded else ''}")
+        try:
+            say(run_again(job.job_id, job.run_dir, attempt, excluded))
+        except slurm_control.SlurmError as error:
+            say(f"{error}; the job ends here, go on with: headwater launch resume {job.run_dir}")
     return verdict.exit_code
 
 
@@ -88,6 +109,17 @@ def _run(job: Job, attempt: int, signals: Signals, failures: int) -> tuple[Verdi
     for host, problem in bad.items():
         say(f"preflight: {host}: {problem}")
     good = [host for host in job.hosts if host not in bad]
+    if job.all_reduce_seconds and len(good) > 1:
+        broken = network_problems(job, good, port, signals)
+        if signals.received:
+            return _before_the_ranks(signals), []
+        for host, problem in broken.items():
+            say(f"preflight: {host}: {problem}")
+        if len(broken) == len(good):
+            text = "no all-reduce between the nodes"
+            return crash(text, CRASH, failures, job.max_failures), []
+        bad |= broken
+        good = [host for host in good if host not in broken]
     usable = [count for count in job.node_counts if count <= len(good)]
     if bad and (not usable or job.hosts[0] in bad):
         return _without_nodes(job, bad), list(bad)
@@ -124,7 +156,7 @@ def _run_ranks(
     world_size = len(hosts) * job.ranks_per_node
     with Step(job.step(hosts, job.ranks_per_node, words), env) as step:
         code, asked = _wait(job, step, signals)
-    fields = slurm_control.job_fields(job.job_id)
+    fields = slurm_control.patiently(lambda: slurm_control.job_fields(job.job_id))
     return judge(
         Ending(
             codes=exit_codes(job.run_dir / "logs", attempt, world_size),
@@ -133,6 +165,8 @@ def _run_ranks(
             asked=asked or bool(signals.received),
             stop_requested=signals.stop_requested,
             cancelled=fields.get("JobState") != "RUNNING",
+            requeued=int(fields.get("Restarts", "0")) > int(os.environ.get("SLURM_RESTART_COUNT", "0")),
+            hosts=tuple(hosts),
             failures=failures,
             max_failures=job.max_failures,
         )
@@ -146,23 +180,21 @@ def _wait(job: Job, step: Step, signals: Signals) -> tuple[int, bool]:
         srun's exit code, and whether the ranks were asked.
     """
     began, look_at = time.time(), 0.0
-    end = slurm_control.end_time(slurm_control.job_fields(job.job_id))
+    fields: dict[str, str] = {}
     asked = False
     while (code := step.wait(POLL_SECONDS)) is None:
         due = False
-        if end is not None and time.time() >= look_at:
+        if time.time() >= look_at:
             look_at = time.time() + LEAD_POLL_SECONDS
+            with suppress(slurm_control.SlurmSilentError):  # busy; asked again at the next look
+                fields = fields or slurm_control.job_fields(job.job_id)
+        if (end := slurm_control.end_time(fields)) is not None:
             due = time.time() + LEAD_POLL_SECONDS >= end - lead_seconds(job.run_dir, int(end - began))
         if not asked and (due or signals.save_requested):
             say("the time limit is near: saving" if due else f"{signals.received[-1].name}: saving")
             step.send(signal.SIGUSR1)
             asked = True
     return code, asked
-
-
-def say(text: str) -> None:
-    """One line in the job's log."""
-    print(f"headwater: {time.strftime('%Y-%m-%dT%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 def _parse(argv: Sequence[str] | None) -> Job:
@@ -172,6 +204,7 @@ def _parse(argv: Sequence[str] | None) -> Job:
     parser.add_argument("--ranks-per-node", type=int, required=True)
     parser.add_argument("--max-failures", type=int, default=3)
     parser.add_argument("--timeout", type=float, default=50.0, help="seconds for the preflight")
+    parser.add_argument("--all-reduce", type=float, default=0.0, help="seconds for one; 0 for none")
     parser.add_argument("--gpus", type=int, default=0)
     parser.add_argument("--min-memory-gb", type=float, default=0.0)
     parser.add_argument("--min-disk-gb", type=float, default=0.0)
@@ -190,6 +223,7 @@ def _parse(argv: Sequence[str] | None) -> Job:
         ranks_per_node=args.ranks_per_node,
         max_failures=args.max_failures,
         timeout=args.timeout,
+        all_reduce_seconds=args.all_reduce,
         wanted=Wanted(
             gpus=args.gpus,
             min_memory_gb=args.min_memory_gb,

@@ -13,14 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
+from launch.node_facts import PREFIX
 from launch.preflight import NodeFacts, bad_nodes, read_line
 from launch.slurm_step import END_SECONDS, Signals, Step
+from pretrain.config.environment import port_of_job
+from pretrain.config.run_files import RANK_LINE
 
 if TYPE_CHECKING:
     from launch.slurm_job import Job
 
-FIRST_PORT, PORTS, TRIED_PORTS = 20000, 10000, 50
-"""Below Linux's ephemeral ports, which begin at 32768."""
+TRIED_PORTS = 50
 
 
 @contextmanager
@@ -32,7 +34,7 @@ def listen_for_ranks(job_id: str) -> Iterator[int]:
     Raises:
         OSError: If so many ports in a row are taken that something else is wrong.
     """
-    server = _first_free(FIRST_PORT + int(job_id) * 7 % PORTS)
+    server = _first_free(port_of_job(job_id))
     with server:
         threading.Thread(target=_accept, args=(server,), daemon=True).start()
         yield int(server.getsockname()[1])
@@ -47,7 +49,7 @@ def preflight(job: Job, address: str, signals: Signals) -> dict[str, str]:
     words = ["-m", "launch.node_facts", "--run-dir", str(job.run_dir), "--token", token, "--reach", address]
     words += [word for place in job.wanted.scratch_paths for word in ("--scratch", place)]
     try:
-        with Step(job.step(job.hosts, 1, words), captured=True) as step:
+        with Step(job.questions(job.hosts, 1, words), captured=True) as step:
             answers = _collect(step, len(job.hosts), job.timeout, signals)
             if len(answers) == len(job.hosts):
                 step.wait(END_SECONDS)
@@ -57,22 +59,33 @@ def preflight(job: Job, address: str, signals: Signals) -> dict[str, str]:
 
 
 def _collect(step: Step, wanted: int, timeout: float, signals: Signals) -> list[NodeFacts]:
-    """Read the step's output until every node has answered, it ends or the time is over; show other lines."""
+    """Read the step's output until every node has answered, it ends or the time is over."""
     answers: list[NodeFacts] = []
+    for text in step_lines(step, timeout, signals):
+        answers += read_line(text, time.time())
+        if len(answers) >= wanted:
+            break
+    return answers
+
+
+def step_lines(step: Step, timeout: float, signals: Signals) -> Iterator[str]:
+    """The lines of a step's output, until it ends, a signal comes or the time is over; shows other lines.
+
+    Where nothing comes for a while, it gives an empty one, so that the reader can look at its clock.
+    """
     pending, deadline = b"", time.monotonic() + timeout
-    while len(answers) < wanted and time.monotonic() < deadline and not signals.received:
+    while time.monotonic() < deadline and not signals.received:
         if not select.select([step.fileno()], [], [], 0.2)[0]:
+            yield ""
             continue
         if not (chunk := os.read(step.fileno(), 65536)):
             break
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
             text = line.decode("utf-8", "replace")
-            if found := read_line(text, time.time()):
-                answers += found
-            else:
+            if PREFIX not in text and RANK_LINE not in text:
                 print(text, file=sys.stderr, flush=True)
-    return answers
+            yield text
 
 
 def _first_free(first: int) -> socket.socket:

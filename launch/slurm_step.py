@@ -5,11 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 
 END_SECONDS = 8.0
 """For srun to end its tasks after SIGTERM."""
+
+
+def say(text: str) -> None:
+    """One line in the job's log."""
+    print(f"headwater: {time.strftime('%Y-%m-%dT%H:%M:%S')} {text}", file=sys.stderr, flush=True)
 
 
 class Signals:

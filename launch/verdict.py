@@ -17,7 +17,7 @@ GIVE_UP = {
 }
 """Exit codes of ranks that come again however often the run is started."""
 
-Action = Literal["done", "requeue", "stop", "give up"]
+Action = Literal["done", "requeue", "requeued", "stop", "give up"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +35,10 @@ class Ending:
     """The user wants the run to rest: no requeue."""
     cancelled: bool = False
     """For the controller the job is over already: scancel, or the time limit."""
+    requeued: bool = False
+    """SLURM has put the job back into the queue by itself: a node was lost, a preemption, a person."""
+    hosts: tuple[str, ...] = ()
+    """The nodes, in the order of the ranks."""
     failures: int = 0
     """Crashes in a row before this attempt, without a new checkpoint."""
     max_failures: int = 3
@@ -65,27 +69,42 @@ def judge(ending: Ending) -> Verdict:
     if ending.asked and not lost and all(ending.codes[rank] in signalled for rank in crashed):
         return _after_stop(ending, "ended before the first step; ")  # it came while the ranks still started
     what = _describe(ending, crashed, lost)
+    code = ending.codes[crashed[0]] if crashed else CRASH
+    if ending.requeued:
+        return Verdict("requeued", code, f"{what}; SLURM has put the job back into the queue")
     if ending.cancelled or ending.stop_requested:
         return Verdict("stop", STOPPED, f"{what} while SLURM was ending the job; the last checkpoint stays")
-    if ending.failures >= ending.max_failures:
-        text = f"{what}, {ending.failures + 1} times in a row without a new checkpoint"
-        return Verdict("give up", CRASH, text)
-    count = f"failure {ending.failures + 1} in a row, {ending.max_failures} are allowed"
-    return Verdict("requeue", ending.codes[crashed[0]] if crashed else CRASH, f"{what}; {count}")
+    return crash(what, code, ending.failures, ending.max_failures)
+
+
+def crash(what: str, code: int, failures: int, max_failures: int) -> Verdict:
+    """An attempt that failed: again, so many times."""
+    if failures >= max_failures:
+        return Verdict("give up", CRASH, f"{what}, {failures + 1} times in a row without a new checkpoint")
+    count = f"failure {failures + 1} in a row, {max_failures} are allowed"
+    return Verdict("requeue", code, f"{what}; {count}")
 
 
 def _after_stop(ending: Ending, what: str) -> Verdict:
     if ending.stop_requested:
         return Verdict("stop", STOPPED, f"{what}stopped as asked")
+    if ending.requeued:
+        return Verdict("requeued", STOPPED, f"{what}SLURM has put the job back into the queue")
     if ending.cancelled:
         return Verdict("stop", STOPPED, f"{what}the job was cancelled")
     return Verdict("requeue", STOPPED, f"{what}the time limit was near, or a preemption")
 
 
 def _describe(ending: Ending, crashed: list[int], lost: list[int]) -> str:
+    """What happened, the likelier cause first: ranks fail when those of a lost node fall silent."""
+    found = []
+    if lost:
+        some = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
+        if ending.hosts:
+            per_host = ending.world_size // len(ending.hosts)
+            some += f" on {', '.join(dict.fromkeys(ending.hosts[rank // per_host] for rank in lost))}"
+        found.append(f"rank {some} left no word, its node was lost or it was killed")
     if crashed:
-        rank = crashed[0]
         more = f" and {len(crashed) - 1} more" if len(crashed) > 1 else ""
-        return f"rank {rank} failed with exit code {ending.codes[rank]}{more}"
-    some = ", ".join(map(str, lost[:8])) + (", ..." if len(lost) > 8 else "")
-    return f"rank {some} left no word (srun: {ending.step_code}); a node was lost or the ranks were killed"
+        found.append(f"rank {crashed[0]} failed with exit code {ending.codes[crashed[0]]}{more}")
+    return f"{'; '.join(found)} (srun: {ending.step_code})"

@@ -15,12 +15,19 @@ import sys
 from pathlib import Path
 
 JOB = (
-    "JobId=7 JobName=x JobState={state} Reason=None EndTime={end} ExcNodeList={excluded} NodeList=node[1-2]\n"
+    "JobId=7 JobName=x JobState={state} Reason=None Restarts={restarts} EndTime={end} ExcNodeList={excluded} "
+    "NodeList=node[1-2]\n"
 )
+SCRIPT = "#!/bin/bash\n# what the controller has kept of the job\n"
 
 
 def install(
-    directory: Path, *, state: str = "RUNNING", end: str = "Unknown", excluded: str = "(null)"
+    directory: Path,
+    *,
+    state: str = "RUNNING",
+    end: str = "Unknown",
+    excluded: str = "(null)",
+    restarts: int = 0,
 ) -> None:
     """Write the commands and the state of the job."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -28,7 +35,7 @@ def install(
         path = directory / name
         path.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{__file__}" {name} "$@"\n')
         path.chmod(0o755)
-    (directory / "job").write_text(JOB.format(state=state, end=end, excluded=excluded))
+    (directory / "job").write_text(JOB.format(state=state, end=end, excluded=excluded, restarts=restarts))
 
 
 def said(directory: Path) -> list[list[str]]:
@@ -44,6 +51,9 @@ def main(name: str, words: list[str]) -> int:
     if words[:2] == ["show", "hostnames"]:
         print("\n".join(words[2].split(",")))
         return 0
+    if "show" in words and is_silent(place):
+        print(f"{name}: error: {os.environ['FAKE_SLURM_SILENT']}", file=sys.stderr)
+        return 1
     if "show" in words:
         print((place / "job").read_text(), end="")
         return 0
@@ -52,9 +62,25 @@ def main(name: str, words: list[str]) -> int:
     if refusal := os.environ.get("FAKE_SLURM_REFUSES"):
         print(f"{name}: error: {refusal}", file=sys.stderr)
         return 1
+    if words[:1] in (["requeue"], ["requeuehold"]) and (
+        refusal := os.environ.get("FAKE_SLURM_REFUSES_REQUEUE")
+    ):
+        print(f"{name}: error: {refusal}", file=sys.stderr)
+        return 1
+    if words[:2] == ["write", "batch_script"]:
+        print(SCRIPT, end="")
     if name == "sbatch":
+        (place / "submitted").write_text("" if sys.stdin.isatty() else sys.stdin.read())
         print("7")
     return 0
+
+
+def is_silent(place: Path) -> bool:
+    """Whether this question is one of those that the controller does not answer."""
+    path = place / "silent"
+    left = int(path.read_text()) if path.exists() else 0
+    path.write_text(str(max(0, left - 1)))
+    return left > 0
 
 
 def srun(words: list[str]) -> int:

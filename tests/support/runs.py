@@ -105,10 +105,17 @@ def run(command: list[str]) -> str:
     return output
 
 
-def wait_for_step(run_dir: Path, step: int, timeout_seconds: float = 240.0) -> None:
-    """Wait until a running job has logged a step."""
+def wait_for_step(
+    run_dir: Path,
+    step: int,
+    timeout_seconds: float = 240.0,
+    process: subprocess.Popen[str] | None = None,
+) -> None:
+    """Wait until a running job has logged a step; fails at once when the process that runs it has ended."""
     deadline = time.monotonic() + timeout_seconds
     while not any(row["step"] >= step for row in rows(run_dir)):
+        if process is not None and process.poll() is not None:
+            raise AssertionError(f"ended with {process.returncode}:\n{_rest(process)}")
         assert time.monotonic() < deadline, f"no step {step} in {run_dir} after {timeout_seconds} s"
         time.sleep(0.05)
 

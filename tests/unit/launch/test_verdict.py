@@ -39,6 +39,9 @@ def ending(*codes: int | None, **facts: object) -> Ending:
         (ending(138, 138, asked=True, failures=3), "requeue", 75),
         (ending(143, 138, asked=True, cancelled=True), "stop", 75),
         (ending(138, 1, asked=True), "requeue", 138),
+        # SLURM has requeued it by itself, so the job must not.
+        (ending(1, None, requeued=True, cancelled=True), "requeued", 1),
+        (ending(75, 75, requeued=True, cancelled=True), "requeued", 75),
     ],
 )
 def test_each_rule(end, action, code):
@@ -49,4 +52,9 @@ def test_each_rule(end, action, code):
 def test_the_reason_names_the_rank():
     assert "rank 1 failed with exit code 9" in judge(ending(0, 9, 143)).reason
     assert "rank 1, 2 left no word" in judge(ending(0, None, None)).reason
+    reason = judge(ending(1, 1, None, None, hosts=("a", "b"), requeued=True, cancelled=True)).reason
+    assert reason == (
+        "rank 2, 3 on b left no word, its node was lost or it was killed; rank 0 failed with exit code 1 and "
+        "1 more (srun: 1); SLURM has put the job back into the queue"
+    )
     assert "rank 1 refused its input" in judge(ending(143, 2)).reason
