@@ -24,8 +24,9 @@ def smallest_world_size(cluster: ClusterConfig) -> int:
 
 def cluster_findings(config: JobConfig, cluster: ClusterConfig) -> list[Finding]:
     """What a run meets on a cluster, apart from what `headwater check` looks at anyway."""
-    estimated = isinstance(config, RunConfig) and cluster.device_memory_gb
-    findings = [_device_finding(config, cluster)] if estimated else []
+    findings = []
+    if isinstance(config, RunConfig) and cluster.device_memory_gb:
+        findings.append(_device_finding(config, cluster))
     if not isinstance(cluster, SlurmClusterConfig):
         return findings
     try:

@@ -16,9 +16,10 @@ from typing import Any
 
 from launch import attempts, slurm_control
 from launch.output import tail
-from launch.record import LaunchRecord, read_record
+from launch.record import FILE_NAME, LaunchRecord, read_record
 from pretrain.config import ConfigError
 from pretrain.config.exit_codes import OK
+from pretrain.config.run_files import BEAT_SECONDS, HEARTBEATS, OWNER, STOP_FILE
 
 FOLLOW_SECONDS = 0.5
 SHOWN_ATTEMPTS = 10
@@ -47,6 +48,8 @@ def add_commands(backends: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def main(args: argparse.Namespace) -> int:
     """Run one of the commands; returns the exit code."""
+    if args.backend == "stop" and not (args.run_dir / FILE_NAME).exists() and _is_alive(args.run_dir):
+        return _ask_by_file(args.run_dir)  # started with torchrun or deepspeed, not with us
     record = read_record(args.run_dir)
     if args.backend == "status":
         print(status(args.run_dir, record))
@@ -67,7 +70,9 @@ def status(run_dir: Path, record: LaunchRecord) -> str:
         lines.append(
             f"  {len(chain) - SHOWN_ATTEMPTS} earlier attempts: {run_dir / 'logs' / attempts.FILE_NAME}"
         )
-    lines += [f"  attempt {one['attempt']:<3} {_describe(one)}" for one in chain[-SHOWN_ATTEMPTS:]]
+    lines += [
+        f"  attempt {one['attempt']:<3} {_describe(one, one is chain[-1])}" for one in chain[-SHOWN_ATTEMPTS:]
+    ]
     return "\n".join(lines)
 
 
@@ -75,7 +80,10 @@ def _state(record: LaunchRecord, chain: list[dict[str, Any]]) -> str:
     if record.job_id is None:
         running = bool(chain) and _local_launcher(chain[-1]) is not None
         return f"{'running' if running else 'not running'}, launched with {record.backend}"
-    fields = slurm_control.job_fields(record.job_id)
+    try:
+        fields = slurm_control.job_fields(record.job_id)
+    except slurm_control.SlurmError as error:
+        return f"SLURM job {record.job_id}: {error}"
     if not fields:
         return f"SLURM job {record.job_id} is no longer known to the controller"
     state = fields["JobState"].lower()
@@ -113,12 +121,14 @@ def _train_steps(run_dir: Path) -> int:
     return int(read_yaml(run_dir / "config.yaml")["training"]["train_steps"])
 
 
-def _describe(attempt: dict[str, Any]) -> str:
+def _describe(attempt: dict[str, Any], latest: bool) -> str:
     place = ", ".join(attempt.get("nodes", [attempt.get("host", "?")]))
     text = f"{attempt.get('started', '?')} on {place}: "
     if "exit_code" not in attempt:
-        return text + "no end recorded (running, or lost)"
+        return text + ("no end recorded (running, or lost)" if latest else "lost: its first node, or a kill")
     reason = f", {attempt['reason']}" if "reason" in attempt else ""
+    if "next_job" in attempt:
+        reason += f"; job {attempt['next_job']} goes on"
     return f"{text}exit code {attempt['exit_code']} after {attempt['seconds']:.0f} s{reason}"
 
 
@@ -160,7 +170,10 @@ def _stop(run_dir: Path, record: LaunchRecord) -> int:
     if record.job_id is not None:
         return _stop_job(run_dir, record.job_id)
     chain = attempts.read(run_dir / "logs")
-    if not chain or (launcher := _local_launcher(chain[-1])) is None:
+    launcher = _local_launcher(chain[-1]) if chain else None
+    if _is_alive(run_dir) and (launcher is None or record.backend == "deepspeed"):
+        return _ask_by_file(run_dir)
+    if launcher is None:
         where = f" on {chain[-1]['host']}" if chain and chain[-1]["host"] != socket.gethostname() else ""
         print(f"{run_dir}: nothing runs on this machine{f'; its last attempt was{where}' if where else ''}")
         return OK
@@ -169,16 +182,33 @@ def _stop(run_dir: Path, record: LaunchRecord) -> int:
     return OK
 
 
+def _is_alive(run_dir: Path) -> bool:
+    """Whether a rank, on any host, has given a sign of life just now and its attempt has not ended."""
+    try:
+        owner = json.loads((run_dir / OWNER).read_text(encoding="utf-8"))
+        age = time.time() - (run_dir / HEARTBEATS / "rank-0.json").stat().st_mtime
+    except (FileNotFoundError, ValueError):
+        return False
+    return "ended" not in owner and age < 6 * BEAT_SECONDS
+
+
+def _ask_by_file(run_dir: Path) -> int:
+    (run_dir / STOP_FILE).touch()
+    print(f"asked the ranks to save and stop; watch: headwater launch logs -f {run_dir}")
+    return OK
+
+
 def _stop_job(run_dir: Path, job: str) -> int:
-    state = slurm_control.job_fields(job).get("JobState")
-    if state == "RUNNING":
+    """Ask what runs, and remove what waits: of an array that may be both."""
+    states = [fields["JobState"] for fields in slurm_control.all_fields(job)]
+    if any(state in QUEUED for state in states):
+        slurm_control.cancel_queued(job)
+        print(f"removed job {job} from the queue; the run's checkpoints stay")
+    if "RUNNING" in states:
         slurm_control.send(job, "USR2")
         print(f"asked job {job} to save and stop; watch: headwater launch status {run_dir}")
-    elif state in QUEUED:
-        slurm_control.cancel(job)
-        print(f"removed job {job} from the queue; the run's checkpoints stay")
-    else:
-        print(f"{run_dir}: job {job} does not run ({(state or 'no longer known').lower()})")
+    elif not any(state in QUEUED for state in states):
+        print(f"{run_dir}: job {job} does not run ({(states or ['no longer known'])[0].lower()})")
     return OK
 
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "memory_gb": available_memory_gb(),
         "disk_gb": {path: free_gb(Path(path)) for path in [args.run_dir, *args.scratch]},
         "run_dir": run_directory_problem(Path(args.run_dir), args.token),
-        "reach": reach_problem(args.reach),
+        "reach": reach_problem(args.reach) if args.reach else None,
         "time": time.time(),  # last: when the line is written
     }
     os.write(1, f"{PREFIX}{json.dumps(facts)}\n".encode())  # at once: the nodes share one stream
@@ -113,7 +113,7 @@ def _parse(argv: Sequence[str] | None) -> Any:
     parser = argparse.ArgumentParser(prog="launch.node_facts", description="Print what this node has.")
     parser.add_argument("--run-dir", required=True)
     parser.add_argument("--token", required=True, help="name of a file that must be in the run directory")
-    parser.add_argument("--reach", required=True, metavar="HOST:PORT")
+    parser.add_argument("--reach", metavar="HOST:PORT", help="where somebody listens")
     parser.add_argument("--scratch", action="append", default=[])
     return parser.parse_args(argv)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.support import Cluster, NoClusterError
+from tests.slurm.support import STEPS, Cluster, NoClusterError, losses, run_words
+from tests.support.runs import HEADWATER, run
 
 
 @pytest.fixture(scope="session")
@@ -17,11 +18,21 @@ def slurm() -> Iterator[Cluster]:
     # Not below pytest's own directory: the path of munge's socket has to be short.
     directory = Path(tempfile.mkdtemp(prefix="headwater-slurm-"))
     try:
-        cluster = Cluster.start(directory, "--nodes", "2", "--slurmd-timeout", "6")
+        cluster = Cluster.start(directory, "--nodes", "2", "--slurmd-timeout", "6", "--ssh")
     except NoClusterError as reason:
         pytest.skip(f"no SLURM cluster here: {reason}")
     yield cluster
     cluster.stop()
+
+
+@pytest.fixture(scope="session")
+def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    """The losses of the tests' run on this machine, from start to end without a stop."""
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    run([*HEADWATER, "launch", "local", "--nproc", "2", *run_words(corpus, run_dir)])
+    found = losses(run_dir)
+    assert len(found) == STEPS
+    return found
 
 
 @pytest.fixture

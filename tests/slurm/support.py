@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from tests.support.runs import environment
+from tests.support.runs import environment, rows, start, tiny_run
 
 SCRIPTS = Path(__file__).parent / "cluster"
 ENDED = frozenset(
@@ -19,7 +19,29 @@ ENDED = frozenset(
 )
 _POLL_SECONDS = 0.1
 
+STEPS = 300
+START_SECONDS = 240.0
+"""For four ranks to import torch on two cores."""
+
+# No dropout: its random numbers depend on the layout. A constant rate: others depend on the number of steps.
+OVERRIDES = (
+    *("model.hidden_dropout=0.0", "model.attention_dropout=0.0", "training.eval_interval=0"),
+    "schedule.kind=constant",
+    *("checkpoint.save_interval=20", "parallel.tensor_model_parallel_size=2"),
+)
+
 Result = TypeVar("Result")
+
+
+def run_words(corpus: Path, run_dir: Path, steps: int = STEPS) -> list[str]:
+    """The run that every test of training makes: a GPT at TP=2. Its losses do not depend on its length."""
+    words = tiny_run("gpt", corpus, run_dir, steps=steps)
+    return [*words, *(word for text in OVERRIDES for word in ("--set", text))]
+
+
+def losses(run_dir: Path) -> list[float]:
+    """The loss of each step."""
+    return [row["loss"] for row in rows(run_dir) if "loss" in row]
 
 
 class NoClusterError(Exception):
@@ -92,7 +114,7 @@ class Cluster:
         assert result.returncode == 0, f"{command}: {result.stdout}{result.stderr}"
         return result.stdout.strip()
 
-    def submit(self, *words: str) -> str:
+    def submit(self, *words: str | Path) -> str:
         """Submit a job with sbatch; its id."""
         return self.run("sbatch", "--parsable", *words).partition(";")[0]
 
@@ -119,6 +141,10 @@ class Cluster:
     def node(self, operation: str, name: str, *command: str) -> str:
         """Operate a node, see cluster/node.sh: boot, crash, cable-out, cable-in, kill-slurmd, exec, ..."""
         return self.run(SCRIPTS / "node.sh", self.directory, operation, name, *command)
+
+    def start_on(self, name: str, *command: str | Path) -> subprocess.Popen[str]:
+        """Start a command on a node."""
+        return start([str(word) for word in (SCRIPTS / "node.sh", self.directory, "exec", name, *command)])
 
     def until(self, attempt: Callable[[], Result], what: str, seconds: float = 60.0) -> Result:
         """Repeat an attempt until it returns something true; returns that."""

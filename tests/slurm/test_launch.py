@@ -12,7 +12,9 @@ import pytest
 import yaml
 
 from launch import attempts
+from launch.record import LaunchRecord, read_record, write_record
 from tests.slurm.support import Cluster
+from tests.support.bounds import MINUTE, within
 from tests.support.runs import HEADWATER, REPOSITORY, finish, start
 
 pytestmark = pytest.mark.slurm
@@ -29,8 +31,9 @@ class Submitter:
 
     def script(self, *words: str, behaviour: str = "exit:0", **changes: object) -> Path:
         fields = {"kind": "slurm", "nodes": "1-2", "ranks_per_node": 1, "gpus_per_node": 1, "time_limit": "5"}
-        env = {"env": {"FAKE_RANK": behaviour}}
-        self.description.write_text(yaml.safe_dump(fields | env | changes))
+        # The all-reduce loads torch; the tests of training have it.
+        fixed = {"env": {"FAKE_RANK": behaviour}, "preflight": {"all_reduce_seconds": 0}}
+        self.description.write_text(yaml.safe_dump(fields | fixed | changes))
         code, text = self.headwater(
             "slurm",
             "--config",
@@ -85,6 +88,39 @@ def test_scancel_reaches_the_ranks_and_ends_the_job(cluster: Cluster, submitter:
         assert "saved on SIGTERM" in submitter.rank_log(rank)
 
 
+def test_three_time_limits_where_requeues_are_refused_are_a_chain_of_jobs(
+    cluster: Cluster, submitter: Submitter
+) -> None:
+    """The signal is the one that SLURM sends before the limit."""
+    script = submitter.script(behaviour="complete-in-attempt:4", sbatch_options=["--no-requeue"], nodes=1)
+    job = cluster.submit(script)
+    write_record(submitter.run_dir, LaunchRecord(backend="slurm", argv=(), directory="/", job_id=job))
+    log_dir = submitter.run_dir / "logs"
+    for hop in (1, 2, 3):
+        cluster.until(lambda n=hop: submitter.rank_log(0).count("ready") == n, "a rank that waits")
+        cluster.run("scancel", "--batch", "--signal=USR1", str(read_record(submitter.run_dir).job_id))
+        cluster.until(lambda n=hop: "next_job" in attempts.read(log_dir)[n - 1], "another job")
+    (ended,) = cluster.wait([str(read_record(submitter.run_dir).job_id)])
+    chain = attempts.read(log_dir)
+    assert ended.state == "COMPLETED" and [one["exit_code"] for one in chain] == [75, 75, 75, 0]
+    assert [one["next_job"] for one in chain[:3]] == [one["job"] for one in chain[1:]]
+    assert submitter.rank_log(0).count("saved on SIGUSR1") == 3
+    assert "cannot requeue the job: " in submitter.log(job)
+    code, told = submitter.headwater("status", str(submitter.run_dir))
+    assert code == 0 and f"job {chain[3]['job']} is completed" in told, told
+
+
+def test_stop_saves_and_the_run_rests(cluster: Cluster, submitter: Submitter) -> None:
+    job = cluster.submit(submitter.script(behaviour="save-on:SIGUSR1"))
+    write_record(submitter.run_dir, LaunchRecord(backend="slurm", argv=(), directory="/", job_id=job))
+    cluster.until(lambda: all("ready" in submitter.rank_log(rank) for rank in (0, 1)), "ranks that wait")
+    code, told = submitter.headwater("stop", str(submitter.run_dir))
+    assert code == 0 and f"asked job {job} to save and stop" in told, told
+    (ended,) = cluster.wait([job])
+    assert ended.restarts == 0 and "saved; stopped as asked" in submitter.log(job)
+    assert all("saved on SIGUSR1" in submitter.rank_log(rank) for rank in (0, 1))
+
+
 def hide_run_directory(cluster: Cluster, node: str, run_dir: Path) -> Callable[[], None]:
     cluster.node("exec", node, "mount", "-t", "tmpfs", "tmpfs", str(run_dir))
     return lambda: cluster.node("exec", node, "umount", str(run_dir)) and None
@@ -100,21 +136,38 @@ def another_pydantic(cluster: Cluster, node: str, run_dir: Path) -> Callable[[],
     return lambda: cluster.node("exec", node, "umount", str(real)) and None
 
 
+def broken_torch(cluster: Cluster, node: str, run_dir: Path) -> Callable[[], None]:
+    """Its version is right, but it cannot be loaded: only the all-reduce finds out."""
+    real = next(file for file in metadata.files("torch") or [] if str(file) == "torch/__init__.py").locate()
+    fake = run_dir / "broken.py"
+    fake.write_text("raise ImportError('libcudart.so.12: cannot open shared object file')\n")
+    cluster.node("exec", node, "mount", "--bind", str(fake), str(real))
+    return lambda: cluster.node("exec", node, "umount", str(real)) and None
+
+
 @pytest.mark.parametrize(
-    ("spoil", "words"),
+    ("spoil", "words", "all_reduce_seconds"),
     [
-        (hide_run_directory, "is not the run's directory on the first node"),
-        (another_pydantic, "pydantic 1.0, other nodes have"),
+        (hide_run_directory, "is not the run's directory on the first node", 0),
+        (another_pydantic, "pydantic 1.0, other nodes have", 0),
+        (broken_torch, "rank 1: libcudart.so.12: cannot open shared object file", 50),
     ],
 )
 def test_a_bad_node_is_named_and_the_attempt_goes_on_without_it(
-    cluster: Cluster, submitter: Submitter, spoil: Callable[..., Callable[[], None]], words: str
+    cluster: Cluster,
+    submitter: Submitter,
+    spoil: Callable[..., Callable[[], None]],
+    words: str,
+    all_reduce_seconds: int,
 ) -> None:
-    script = submitter.script(behaviour="environment")
+    preflight = {"all_reduce_seconds": all_reduce_seconds}
+    # Without GPUs one task a node takes part in the all-reduce.
+    script = submitter.script(behaviour="environment", preflight=preflight, gpus_per_node=0)
     mend = spoil(cluster, "node2", submitter.run_dir)
     try:
         job = cluster.submit(str(script))
-        (ended,) = cluster.wait([job], seconds=60.0)
+        with within(MINUTE):
+            (ended,) = cluster.wait([job], seconds=MINUTE)
     finally:
         mend()
     assert ended.state == "COMPLETED", submitter.log(job)
@@ -125,7 +178,8 @@ def test_a_bad_node_is_named_and_the_attempt_goes_on_without_it(
 def test_a_bad_first_node_is_excluded_and_the_job_starts_again_elsewhere(
     cluster: Cluster, submitter: Submitter
 ) -> None:
-    script = submitter.script(preflight={"scratch_paths": ["/run/scratch"], "min_scratch_gb": 0})
+    preflight = {"scratch_paths": ["/run/scratch"], "min_scratch_gb": 0, "all_reduce_seconds": 0}
+    script = submitter.script(preflight=preflight)
     cluster.node("exec", "node2", "mkdir", "/run/scratch")  # /run is each node's own
     job = cluster.submit(str(script))
     (ended,) = cluster.wait([job], frozenset({"COMPLETED", "FAILED"}), seconds=90.0)
@@ -148,7 +202,8 @@ def test_refusals_are_explained(cluster: Cluster, submitter: Submitter, corpus: 
         f"run_dir={submitter.run_dir}",
     ]
     run += ["--set", f"data.corpora.0.path={corpus}", "--set", "model.vocab_size=1000"]
-    code, output = submitter.headwater("slurm", *run, "--cluster-set", "partition=nowhere")
+    with within(MINUTE):
+        code, output = submitter.headwater("slurm", *run, "--cluster-set", "partition=nowhere")
     assert code == 2 and "sbatch refused the job: " in output and "nvalid partition" in output, output
     code, output = submitter.headwater("status", str(submitter.run_dir))
     assert code == 2 and "no launch.json there" in output

@@ -49,7 +49,8 @@ def test_the_committed_scripts_are_what_is_rendered(name):
 
 
 def test_no_other_script_is_there():
-    assert {path.name for path in ready_scripts.SCRIPTS.iterdir()} == set(ready_scripts.scripts())
+    by_hand = {"deepspeed.sh", "deepspeed-slurm.sbatch"}  # tests/slurm/test_deepspeed.py runs these
+    assert {path.name for path in ready_scripts.SCRIPTS.iterdir()} == by_hand | set(ready_scripts.scripts())
 
 
 def shellcheck(*paths: Path) -> None:
