@@ -64,7 +64,7 @@ def main(args: argparse.Namespace) -> int:
 def status(run_dir: Path, record: LaunchRecord) -> str:
     """A few lines: state, step, attempts, checkpoint."""
     chain = attempts.read(run_dir / "logs")
-    lines = [f"{run_dir}: {_state(record, chain)}", f"  step        {_progress(run_dir)}"]
+    lines = [f"{run_dir}: {_state(run_dir, record, chain)}", f"  step        {_progress(run_dir)}"]
     lines.append(f"  checkpoint  {attempts.newest_checkpoint(run_dir) or 'none yet'}")
     if len(chain) > SHOWN_ATTEMPTS:
         lines.append(
@@ -76,9 +76,9 @@ def status(run_dir: Path, record: LaunchRecord) -> str:
     return "\n".join(lines)
 
 
-def _state(record: LaunchRecord, chain: list[dict[str, Any]]) -> str:
+def _state(run_dir: Path, record: LaunchRecord, chain: list[dict[str, Any]]) -> str:
     if record.job_id is None:
-        running = bool(chain) and _local_launcher(chain[-1]) is not None
+        running = _is_alive(run_dir) or (bool(chain) and _local_launcher(chain[-1]) is not None)
         return f"{'running' if running else 'not running'}, launched with {record.backend}"
     try:
         fields = slurm_control.job_fields(record.job_id)

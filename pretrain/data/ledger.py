@@ -56,7 +56,7 @@ class Ledger:
     def reached(
         self, step: int, consumed_samples: int, skipped: Mapping[str, float] = MappingProxyType({})
     ) -> None:
-        """Record that optimizer steps up to `step` are done; `skipped` is `SkipLog.counts` of their samples."""
+        """Record that optimizer steps up to `step` are done; `skipped`: `SkipLog.counts` of their samples."""
         self.write("steps", step=step, consumed_samples=consumed_samples, **skipped)
 
     def saved(self, step: int, consumed_samples: int) -> None:

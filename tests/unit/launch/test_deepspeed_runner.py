@@ -292,7 +292,7 @@ def test_stop_reaches_ranks_that_no_signal_reaches(started, tmp_path, capsys):
     (run_dir / "heartbeats").mkdir()
     (run_dir / "heartbeats" / "rank-0.json").write_text("{}")
     assert cli.main(["launch", "status", str(run_dir)]) == 0
-    assert "running, launched with deepspeed" in capsys.readouterr().out
+    assert ": running, launched with deepspeed" in capsys.readouterr().out
     assert cli.main(["launch", "stop", str(run_dir)]) == 0
     assert "asked the ranks to save and stop" in capsys.readouterr().out
     process.communicate(timeout=30)
@@ -300,9 +300,11 @@ def test_stop_reaches_ranks_that_no_signal_reaches(started, tmp_path, capsys):
     (run_dir / "attempt.json").write_text('{"attempt": "x", "ended": "now"}')
     assert cli.main(["launch", "stop", str(run_dir)]) == 0
     assert "nothing runs on this machine" in capsys.readouterr().out and not (run_dir / "stop").exists()
-    # Started by torchrun: no record of ours, but a rank lives.
-    (run_dir / "launch.json").unlink()
+    # From another host: no launcher here, but a rank lives.
     (run_dir / "attempt.json").write_text('{"attempt": "y"}')
+    assert cli.main(["launch", "status", str(run_dir)]) == 0
+    assert ": running, launched with deepspeed" in capsys.readouterr().out
+    (run_dir / "launch.json").unlink()  # started by torchrun
     assert cli.main(["launch", "stop", str(run_dir)]) == 0 and (run_dir / "stop").exists()
     os.utime(run_dir / "heartbeats" / "rank-0.json", (0, 0))
     assert cli.main(["launch", "stop", str(run_dir)]) == 2
