@@ -162,7 +162,7 @@ def layout_of(engine: Engine) -> dict[str, Any]:
     return {
         "tensor_model_parallel_size": engine.topology.tensor_model_parallel_size,
         "data_parallel_size": engine.topology.data_parallel_size,
-        "zero_stage": engine.zero_stage,
+        "zero_stage": engine.config.parallel.zero_stage,
         "precision": engine.config.precision,
     }
 
