@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from data_tools.shard_format import load_manifest
 from pretrain.data.audit import audit_run
 from pretrain.data.ledger import read_ledger
 from pretrain.data.trace import trace_step
@@ -82,6 +83,33 @@ def test_a_chain_of_layouts_reads_what_one_layout_reads(
         assert ours == theirs
     sizes = [len(_what(chained, step)) for step in range(8, 15)]
     assert sizes == [8, 12, 12, 12, 16, 16, 16]  # the ramp counts the 64 samples before it
+
+
+def test_what_a_damaged_block_cost_is_in_metrics_and_ledger(
+    corpus: Path, pool: RankPool, tmp_path: Path
+) -> None:
+    damaged, run_dir, steps = tmp_path / "corpus", tmp_path / "run", 4
+    shutil.copytree(corpus, damaged)
+    manifest = load_manifest(damaged / "train")
+    with manifest.shard_path(int(manifest.blocks[-1]["shard"])).open("r+b") as shard:
+        shard.seek(int(manifest.blocks[-1]["offset"]))
+        first = shard.read(1)[0]
+        shard.seek(-1, 1)
+        shard.write(bytes([first ^ 1]))
+    config = settings("gpt", damaged, run_dir, 2, steps)
+    config["data"]["on_bad_block"] = "skip"
+    assert pool.run("tests.support.data_chain:attempt", config=config) == [0] * RANKS
+    traced = [sample for step in range(1, steps + 1) for sample in trace_step(run_dir, step)]
+    skipped = [sample for sample in traced if sample.left_out]
+    assert 0 < len(skipped) < len(traced) and {sample.rank for sample in skipped} == {0, 1}
+    expected = {"data/skipped_samples": len(skipped), "data/skipped_blocks": 1}
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        rows = [json.loads(line) for line in (run_dir / name).read_text().splitlines()]
+        last = next(row for row in reversed(rows) if "data/skipped_samples" in row)
+        assert last["step"] == steps and last | expected == last, name
+    report = audit_run(run_dir)
+    assert report.problems == []
+    assert any(fact.startswith(f"{len(skipped)} samples of 1 damaged blocks") for fact in report.facts)
 
 
 def _what(run_dir: Path, step: int) -> list[tuple[Any, ...]]:
