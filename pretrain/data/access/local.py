@@ -23,7 +23,7 @@ MAX_PIECE_BYTES = 1 << 16
 
 
 class _OpenShard:
-    """A file and a map of it.
+    """A file and a map of it, both closed when nobody holds this any more.
 
     Attributes:
         file: descriptor.
@@ -32,6 +32,7 @@ class _OpenShard:
 
     def __init__(self, file: int) -> None:
         self.file, self.pages = file, memoryview(b"")
+        weakref.finalize(self, os.close, file)
         with contextlib.suppress(OSError, ValueError):
             self.pages = memoryview(mmap.mmap(file, 0, prot=mmap.PROT_READ))
 
@@ -55,7 +56,6 @@ class LocalShards:
         self._manifest, self._max_open = manifest, max_open
         self._open: OrderedDict[int, _OpenShard] = OrderedDict()
         self._gathered: _Memory | None = None
-        weakref.finalize(self, _close_all, self._open)
 
     def read(self, shard: int, block: int, offset: int, buffer: memoryview) -> None:
         """See `Source`."""
@@ -71,8 +71,9 @@ class LocalShards:
         try:
             if self._gathered is None or self._gathered.process != os.getpid():
                 self._gathered = _Memory()
-            for begin in range(0, len(sizes), MAX_PIECES):
-                some = slice(begin, begin + MAX_PIECES)
+            most = min(MAX_PIECES, self._max_open)  # so that what is in use is not the oldest
+            for begin in range(0, len(sizes), most):
+                some = slice(begin, begin + most)
                 used = {shard: self._opened(shard) for shard in set(shards[some])}
                 pieces = [
                     used[shard].pages[offset : offset + size]
@@ -104,7 +105,7 @@ class LocalShards:
 
     def close(self) -> None:
         """See `Source`."""
-        _close_all(self._open)
+        self._open.clear()
         self._gathered = None
 
     def _opened(self, shard: int) -> _OpenShard:
@@ -113,20 +114,17 @@ class LocalShards:
             self._open.move_to_end(shard)
             return found
         if len(self._open) >= self._max_open:
-            self._close_oldest()
+            self._open.popitem(last=False)
         while True:
             try:
                 file = os.open(self._manifest.shard_path(shard), os.O_RDONLY | os.O_CLOEXEC)
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE) and self._open:
-                    self._close_oldest()
+                    self._open.popitem(last=False)
                     continue
                 raise AccessError(error.strerror or str(error), damaged=self._is_missing(error)) from error
             found = self._open[shard] = _OpenShard(file)
             return found
-
-    def _close_oldest(self) -> None:
-        os.close(self._open.popitem(last=False)[1].file)
 
     def _is_missing(self, error: OSError) -> bool:
         """Whether one file is missing, not the whole directory, as when a mount is lost."""
@@ -151,8 +149,3 @@ class _Memory:
         """Fill a buffer with pieces; False where they could not all be read."""
         size = buffer.nbytes
         return os.pwritev(self._file, pieces, 0) == size and os.preadv(self._file, (buffer,), 0) == size
-
-
-def _close_all(opened: OrderedDict[int, _OpenShard]) -> None:
-    while opened:
-        os.close(opened.popitem()[1].file)

@@ -201,6 +201,22 @@ def test_a_missing_shard_is_found_at_opening_and_at_reading(manifest):
         read(reader, int(reader.token_starts[-1]) - 10, 10)
 
 
+def test_pieces_of_more_shards_than_may_be_open_come_fast_too(tmp_path):
+    documents = [[list(range(6, 6 + (6000 if n % 5 == 0 else 200)))] for n in range(25)]
+    manifest = marked_split(tmp_path / "train", documents, shards=25, per_block=1)
+    assert len({shard.bytes for shard in manifest.shards}) > 1
+    starts = np.random.default_rng(3).integers(0, manifest.tokens, 500)
+    expected = BlockReader(manifest).read(starts, 3)
+    for most in (1, 2, 7):
+        before = open_descriptors()
+        reader = BlockReader(manifest, source=LocalShards(manifest, max_open=most))
+        fast = fast_reads(reader)
+        for _ in range(2):
+            assert np.array_equal(reader.read(starts, 3), expected)
+            assert open_descriptors() <= before + 2 * most + 1
+        assert fast == [True, True]
+
+
 def test_few_descriptors_are_open_and_none_stays(manifest):
     before = open_descriptors()
     reader = BlockReader(manifest, source=LocalShards(manifest, max_open=2))
