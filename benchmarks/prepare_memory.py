@@ -60,13 +60,13 @@ def write_input(path: Path, size: int, copies_every: int) -> None:
     """Write about `size` bytes of documents, of which some are copies of one from the first half so far."""
     library = Path(sysconfig.get_paths()["stdlib"])
     sources = (p.read_text(errors="replace") for p in sorted(library.glob("**/*.py")) if "bad" not in p.name)
-    lines = [line for text in sources for line in text.splitlines() if line.strip()]
+    lines = [json.dumps(line)[1:-1] for text in sources for line in text.splitlines() if line.strip()]
     written = number = 0
     with path.open("w", buffering=1 << 20) as file:
         while written < size:
             draw = random.Random(number // 2 if number % copies_every == 1 else number)
-            text = "\n".join(draw.choices(lines, k=draw.randint(*LINES_IN_DOCUMENT)))
-            written += file.write(json.dumps({"text": text, "id": str(number)}) + "\n")
+            text = "\\n".join(draw.choices(lines, k=draw.randint(*LINES_IN_DOCUMENT)))
+            written += file.write(f'{{"text": "{text}", "id": "{number}"}}\n')
             number += 1
 
 

@@ -9,6 +9,8 @@ Every round runs each of them once, with the same text, vocabulary and number of
   on every third one. "as a whole" is the rate of the command on all documents, start-up included. "steady" is
   the difference in text over the difference in time: the rate without what does not grow with the text.
 
+Rates "by CPU second" count processor time, of all processes: other work on the machine hardly changes them.
+
 In the first round the ids of prepare and of preprocess_data.py are compared, document by document.
 
 The text is documentation of Debian (`debian_docs`) or --text, a jsonl file. The vocabulary is trained on it
@@ -27,7 +29,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -40,6 +41,7 @@ import sentencepiece
 
 from benchmarks.debian_docs import PACKAGES, collect
 from benchmarks.table import environment
+from benchmarks.timing import Seconds, taken
 from data_tools.provenance import read_provenance
 from data_tools.shard_format import load_manifest
 from data_tools.shard_reader import iterate_documents
@@ -94,13 +96,13 @@ class Setting:
         ]  # fmt: skip
 
 
-def seconds_of(command: list[str]) -> float:
-    """Run a command; how long it took."""
-    begin = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+def seconds_of(command: list[str]) -> Seconds:
+    """Run a command; what it took."""
+    with taken() as seconds:
+        done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
-    return time.perf_counter() - begin
+    return seconds[0]
 
 
 def texts_of(text: Text) -> list[str]:
@@ -109,44 +111,53 @@ def texts_of(text: Text) -> list[str]:
         return [json.loads(line)["text"] for line in lines]
 
 
-def bare_threads(setting: Setting) -> float:
-    """MB/s in one process with so many threads."""
+def bare_threads(setting: Setting) -> Seconds:
+    """One process with so many threads."""
     processor = sentencepiece.SentencePieceProcessor(model_file=str(setting.model))
     texts = texts_of(setting.part)
-    begin = time.perf_counter()
-    for start in range(0, len(texts), BATCH):
-        processor.encode_as_numpy(texts[start : start + BATCH], num_threads=setting.workers)
-    return setting.part.size / (time.perf_counter() - begin)
+    with taken() as seconds:
+        for start in range(0, len(texts), BATCH):
+            processor.encode_as_numpy(texts[start : start + BATCH], num_threads=setting.workers)
+    return seconds[0]
 
 
-def bare_processes(setting: Setting) -> float:
-    """MB/s of so many processes, by the slowest one, without their start."""
+def bare_processes(setting: Setting) -> Seconds:
+    """So many processes: the slowest by the clock, all of them in processor time; without their start."""
     texts, workers = texts_of(setting.part), setting.workers
     barrier = multiprocessing.Barrier(workers)
-    results: multiprocessing.Queue[float] = multiprocessing.Queue()
+    results: multiprocessing.Queue[Seconds] = multiprocessing.Queue()
 
     def work(share: list[str]) -> None:
         processor = sentencepiece.SentencePieceProcessor(model_file=str(setting.model))
         barrier.wait()
-        begin = time.perf_counter()
-        for start in range(0, len(share), BATCH):
-            processor.encode_as_numpy(share[start : start + BATCH], num_threads=1)
-        results.put(time.perf_counter() - begin)
+        with taken() as seconds:
+            for start in range(0, len(share), BATCH):
+                processor.encode_as_numpy(share[start : start + BATCH], num_threads=1)
+        results.put(seconds[0])
 
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=work, args=(texts[i::workers],)) for i in range(workers)]
     for process in processes:
         process.start()
-    seconds = max(results.get() for _ in processes)
+    found = [results.get() for _ in processes]
     for process in processes:
         process.join()
-    return setting.part.size / seconds
+    return Seconds(max(seconds.clock for seconds in found), sum(seconds.cpu for seconds in found))
 
 
-def rates_of(setting: Setting, command: Callable[[Text], list[str]]) -> tuple[float, float]:
-    """MB/s of a command as a whole, and steady."""
+def rates(name: str, size: float, seconds: Seconds) -> dict[str, float]:
+    """MB a second of the clock, and of processors."""
+    return {name: size / seconds.clock, f"{name}, by CPU second": size / seconds.cpu}
+
+
+def rates_of(setting: Setting, name: str, command: Callable[[Text], list[str]]) -> dict[str, float]:
+    """Rates of a command as a whole, and steady."""
     whole, part = (seconds_of(command(text)) for text in (setting.whole, setting.part))
-    return setting.whole.size / whole, (setting.whole.size - setting.part.size) / (whole - part)
+    difference = Seconds(*(more - less for more, less in zip(whole, part, strict=True)))
+    return {
+        **rates(f"{name}, as a whole", setting.whole.size, whole),
+        **rates(f"{name}, steady", setting.whole.size - setting.part.size, difference),
+    }
 
 
 def compare_ids(corpus: Path, prefix: Path) -> int:
@@ -175,7 +186,7 @@ def stored(corpus: Path) -> Iterator[tuple[int, npt.NDArray[np.integer]]]:
 
 def compare(setting: Setting, rounds: int) -> tuple[dict[str, list[float]], int]:
     """Rates by name, and how many ids were compared."""
-    rates: dict[str, list[float]] = {}
+    by_name: dict[str, list[float]] = {}
     ids, directory = 0, setting.directory / "made"
     for number in range(rounds):
         shutil.rmtree(directory, ignore_errors=True)
@@ -191,19 +202,19 @@ def compare(setting: Setting, rounds: int) -> tuple[dict[str, list[float]], int]
                 text, directory / f"{text.path.stem}-megatron"
             )
         found = {
-            "sentencepiece, threads": bare_threads(setting),
-            "sentencepiece, processes": bare_processes(setting),
+            **rates("sentencepiece, threads", setting.part.size, bare_threads(setting)),
+            **rates("sentencepiece, processes", setting.part.size, bare_processes(setting)),
         }
         for name, command in commands.items():
-            found[f"{name}, as a whole"], found[f"{name}, steady"] = rates_of(setting, command)
+            found |= rates_of(setting, name, command)
         for name, rate in found.items():
-            rates.setdefault(name, []).append(rate)
+            by_name.setdefault(name, []).append(rate)
             print(f"round {number + 1}: {name}: {rate:.1f} MB/s", flush=True)
         if setting.megatron and not number:
             stem = setting.whole.path.stem
             ids = compare_ids(directory / stem, directory / f"{stem}-megatron")
         shutil.rmtree(directory)
-    return rates, ids
+    return by_name, ids
 
 
 def set_up(directory: Path, arguments: argparse.Namespace) -> Setting:
@@ -258,19 +269,20 @@ def main() -> None:
         setting = set_up(directory, arguments)
         if arguments.set_up_only:
             return
-        rates, ids = compare(setting, arguments.repeats)
+        by_name, ids = compare(setting, arguments.repeats)
     print(f"{environment('sentencepiece')}; equal ids in {ids:,} tokens of both" if ids else environment())
-    print_rates(rates)
+    print_rates(by_name)
 
 
-def print_rates(rates: dict[str, list[float]]) -> None:
+def print_rates(by_name: dict[str, list[float]]) -> None:
     """Print medians, and how many times as fast prepare is: whole against whole, else its steady rate."""
-    middles = {name: statistics.median(values) for name, values in rates.items()}
+    middles = {name: statistics.median(values) for name, values in by_name.items()}
     print("\n| | MB/s, median | least to most | prepare / this |\n|---|---|---|---|")
-    for name, values in rates.items():
-        ours = middles[f"{OURS}, as a whole" if name.endswith("as a whole") else f"{OURS}, steady"]
+    for name, values in by_name.items():
+        ours = f"{OURS}, as a whole" if "as a whole" in name else f"{OURS}, steady"
+        ours += ", by CPU second" if name.endswith("by CPU second") else ""
         spread = f"{min(values):.1f} to {max(values):.1f}"
-        print(f"| {name} | {middles[name]:.1f} | {spread} | {ours / middles[name]:.2f} |")
+        print(f"| {name} | {middles[name]:.1f} | {spread} | {middles[ours] / middles[name]:.2f} |")
 
 
 if __name__ == "__main__":

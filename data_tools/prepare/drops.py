@@ -37,6 +37,16 @@ class Drops:
             found.update(raw[at : at + _KEY_BYTES] for at in range(0, len(raw), _KEY_BYTES))
         return found
 
+    def contain(self, keys: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
+        """[N] whether each of the keys, [N] of type S16, is among them."""
+        found = np.zeros(len(keys), np.bool_)
+        for pairs in self._files:
+            dropped = np.frombuffer(pairs.astype(">u8").tobytes(), keys.dtype)  # in ascending order
+            if len(dropped):
+                places = np.minimum(np.searchsorted(dropped, keys), len(dropped) - 1)
+                found |= dropped[places] == keys
+        return found
+
 
 def _position(pairs: npt.NDArray[np.uint64], bound: int) -> int:
     """Number of keys below a bound of their first 64 bits."""

@@ -29,6 +29,7 @@ from data_tools.dedup import (
 from data_tools.dedup import duplicates as duplicates_module
 from data_tools.dedup.minhash import BandHasher
 from data_tools.dedup.shingles import shingle_hashes
+from data_tools.prepare.drops import Drops, write_drops
 
 NEAR = DedupConfig(exact=True, near=NearConfig())
 Found = tuple[set[bytes], set[bytes]]
@@ -270,3 +271,16 @@ def test_signatures_are_the_same_in_every_process_and_release() -> None:
     """A change of rensa or of the shingles must be noticed: workers on other machines compare with these."""
     fresh = subprocess.run([sys.executable, "-c", GOLDEN], capture_output=True, text=True, check=True)
     assert fresh.stdout.strip() == golden() == "5ff1cfc769a48225a55e65bf3c6dcd96"
+
+
+def test_keys_of_dropped_documents_are_found_again(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    known = [make_key(rng.randrange(1 << 64)) for _ in range(50)] + [rng.randbytes(16) for _ in range(50)]
+    paths = [tmp_path / f"{number}.npy" for number in range(3)]
+    for number, path in enumerate(paths):  # the last holds none
+        write_drops(path, np.array(known[number::2] if number < 2 else [], "S16"))
+    asked = [*known[::3], *(rng.randbytes(16) for _ in range(30)), known[0][:15] + b"\1", bytes(16)]
+    found = Drops(paths).contain(np.array(asked, "S16"))
+    assert found.tolist() == [key in known for key in asked]
+    assert not Drops([]).contain(np.array(asked, "S16")).any()
+    assert Drops(paths).contain(np.array([], "S16")).tolist() == []
