@@ -76,7 +76,8 @@ def test_losses_are_the_same_through_every_way_of_the_deepspeed_launcher(
     process = hosts.headwater("launch", "deepspeed", "--hostfile", hosts.hostfile(2), *words)
     wait_for_step(run_dir, 25, START_SECONDS, process)
     code, told = finish(hosts.headwater("launch", "stop", run_dir))
-    assert code == 0 and "asked the ranks to save and stop" in told, told
+    # By a file, or through its launcher where the first heartbeat is not there yet.
+    assert code == 0 and "to save and stop" in told, told
     code, output = finish(process, 120.0)
     done = len(losses(run_dir))
     assert code == 75 and f"stopped after step {done}, saved" in output, output
