@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,10 +140,14 @@ def test_planted_faults_are_found(
 def test_a_layout_that_fails_is_a_row(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*CONFIG, "--layouts", "dp2 zero1", "tp2 zero1"], probe=f"{HERE}:failing") == 1
     printed = capsys.readouterr().out
-    assert printed.count("FAILS") == 2 and "planted" in printed and "0 of 2 layouts" in printed
+    assert printed.count("FAILS") == 2 and "0 of 2 layouts" in printed
+    assert "planted" in printed and "died in" in printed
 
 
 def failing(config: Any, steps: int) -> Any:
+    """One layout raises, on the other a rank is killed."""
+    if config.parallel.tensor_model_parallel_size == 2 and os.environ["RANK"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
     raise RuntimeError("planted")
 
 
