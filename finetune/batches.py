@@ -39,14 +39,15 @@ class Examples:
     """Tokenised rows of a task.
 
     Attributes:
-        sequences: By name of the model's argument, an int array per example; those of one example are equally
-            long. `tokens` is always there.
+        sequences: By name of the model's argument, an int array per sequence; those of one sequence are
+            equally long. `tokens` is always there.
         fill: What pads each of them in a batch.
         targets: By name, [n, ...]: what the model has to find, one row per example; empty for predictions.
         padding_mask: Whether the model is told where the padding is.
         rows: [n] the row of the file that each example comes from; a long row may give several.
         notes: Per example, what the task needs to turn outputs into answers.
         truncated: Rows that were too long.
+        sequences_each: Sequences of an example, which follow each other: 1, or the choices of a row.
     """
 
     sequences: Mapping[str, Sequence[npt.NDArray[Any]]]
@@ -56,6 +57,7 @@ class Examples:
     padding_mask: bool = True
     notes: Sequence[npt.NDArray[Any]] = ()
     truncated: int = 0
+    sequences_each: int = 1
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,7 +65,9 @@ class Examples:
     @property
     def lengths(self) -> I64:
         """[n] tokens of each example."""
-        return np.array([len(tokens) for tokens in self.sequences["tokens"]])
+        lengths = np.array([len(tokens) for tokens in self.sequences["tokens"]])
+        summed: I64 = lengths.reshape(-1, self.sequences_each).sum(1)
+        return summed
 
     @property
     def fingerprint(self) -> str:
@@ -81,18 +85,21 @@ class Examples:
         """Stack examples, padded to the longest.
 
         Returns:
-            Each sequence [B, S] (ints as int64), each target [B, ...], and where the model wants it
-            padding_mask [B, S] bool (True = real).
+            Each sequence [B, S] (ints as int64), or [B, sequences_each, S] where an example has several, each
+            target [B, ...], and where the model wants it padding_mask, shaped alike, bool (True = real).
         """
-        chosen = np.asarray(numbers)
-        lengths = np.array([len(self.sequences["tokens"][n]) for n in chosen])
+        chosen, each = np.asarray(numbers), self.sequences_each
+        stacked = [n * each + i for n in chosen.tolist() for i in range(each)]
+        lengths = np.array([len(self.sequences["tokens"][n]) for n in stacked])
         real = np.arange(lengths.max()) < lengths[:, None]
         batch: MicroBatch = {"padding_mask": real} if self.padding_mask else {}
         for name, values in self.sequences.items():
-            joined = np.concatenate([values[n] for n in chosen])
+            joined = np.concatenate([values[n] for n in stacked])
             kind = np.int64 if np.issubdtype(joined.dtype, np.integer) else joined.dtype
             batch[name] = np.full(real.shape, self.fill[name], dtype=kind)
             batch[name][real] = joined
+        if each > 1:
+            batch = {name: values.reshape(len(chosen), each, -1) for name, values in batch.items()}
         return batch | {name: values[chosen] for name, values in self.targets.items()}
 
     def filled_micro_batch(self, numbers: I64) -> MicroBatch:

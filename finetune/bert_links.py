@@ -47,7 +47,7 @@ def bert_pretraining_links(model: BertModelConfig) -> list[Link]:
 
 
 def bert_classification_links(model: BertModelConfig) -> list[Link]:
-    """BertForSequence <-> ...ForSequenceClassification."""
+    """BertForSequence or BertForChoices <-> ...ForSequenceClassification or ...ForMultipleChoice."""
     return [*bert_encoder_links(model), *both("head", "classifier", same)]
 
 

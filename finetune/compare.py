@@ -64,9 +64,11 @@ def largest_difference(ours: nn.Module, theirs: Any, of: Architecture) -> float:
     positions = torch.arange(length).expand_as(tokens)
     real = positions < torch.tensor([[length], [max(1, length * 2 // 3)]])  # the second row is padded
     types = (positions >= length // 2).long()
+    kind = task_kind(of)
+    if kind == "multiple_choice":  # the two rows are one with two choices
+        tokens, types, real = tokens[None], types[None], real[None]
     mine = ours(tokens, types, real)
     out = theirs(input_ids=tokens, token_type_ids=types, attention_mask=real.long())
-    kind = task_kind(of)
     if kind == "question_answering":
         ends = [out.start_logits[real], out.end_logits[real]]
         return _difference([mine["logits"][real][:, 0], mine["logits"][real][:, 1]], ends)

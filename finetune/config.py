@@ -12,11 +12,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from finetune.distillation_config import TASKS as TASKS_WITH_TEACHER
+from finetune.distillation_config import DistillationConfig
+from finetune.lora_config import LoraConfig
 from finetune.task_config import (
+    ChoiceData,
     ClassificationTask,
     DataSection,
     MultiLabelData,
     MultiLabelTask,
+    MultipleChoiceTask,
     QuestionAnsweringTask,
     QuestionData,
     RegressionTask,
@@ -66,9 +71,16 @@ class FinetuneConfig(JobConfig):
     """Run directory (its newest checkpoint) or checkpoint; gives weights, architecture and tokenizer."""
     from_scratch: bool = False
     """Start from random weights instead, everything else equal: what was pretraining worth?"""
+    new_head: bool = False
+    """Start with a fresh head where the checkpoint is already one for this kind of task."""
     model: AnyModel | None = None
-    """Taken from the checkpoint; leave it out. The saved config has it, so that it stands alone."""
+    """Taken from the checkpoint; leave it out. The saved config has it, so that it stands alone. With
+    from_scratch it may be another one for the same vocabulary, such as a smaller student."""
     optimizer: FinetuneOptimizerConfig
+    lora: LoraConfig | None = None
+    """null trains all weights."""
+    distillation: DistillationConfig | None = None
+    """null learns from the data alone."""
     selection: SelectionConfig | None = None
     """null keeps the last step as the result."""
     task: TaskSection
@@ -96,6 +108,13 @@ class RegressionConfig(FinetuneConfig):
     data: TextData
 
 
+class MultipleChoiceConfig(FinetuneConfig):
+    """See MultipleChoiceTask."""
+
+    task: MultipleChoiceTask
+    data: ChoiceData
+
+
 class TaggingConfig(FinetuneConfig):
     """See TaggingTask."""
 
@@ -121,6 +140,7 @@ CONFIGS: Mapping[str, type[FinetuneConfig]] = {
     "classification": ClassificationConfig,
     "multi_label": MultiLabelConfig,
     "regression": RegressionConfig,
+    "multiple_choice": MultipleChoiceConfig,
     "tagging": TaggingConfig,
     "question_answering": QuestionAnsweringConfig,
     "sft": SftConfig,
@@ -153,6 +173,13 @@ def load_finetune_config(
     data = read_yaml(path, overrides)
     config = parse_section(config_class(data, str(path)), data, source=str(path))
     problems = job_problems(config, world_size) + _selection_problems(config)
+    problems += _distillation_problems(config)
+    if config.lora is not None and config.optimizer.frozen_layers is not None:
+        problems.append("optimizer.frozen_layers: with lora all layers keep their weights; leave it out")
+    if config.lora is not None and config.from_scratch:
+        problems.append("lora: adapters of random weights learn nothing; set from_scratch: false")
+    if isinstance(config, SftConfig):
+        problems += _chat_problems(config)
     if config.parallel.sequence_parallel:
         problems.append(
             "parallel.sequence_parallel: is for pretraining; a batch here is as long as its longest row"
@@ -188,7 +215,14 @@ def with_model(config: FinetuneConfig, model: ModelConfig) -> FinetuneConfig:
             f"{needed}"
         )
     problems = []
-    if config.model is not None and config.model != model:
+    own = config.model
+    if (
+        own is not None
+        and config.from_scratch
+        and (own.kind, own.vocab_size) == (model.kind, model.vocab_size)
+    ):
+        model = own
+    elif own is not None and own != model:
         problems.append(f"model: differs from the one in {config.pretrained}; leave the section out")
     if config.batch.seq_length > model.max_position_embeddings:
         problems.append(
@@ -208,6 +242,30 @@ def with_model(config: FinetuneConfig, model: ModelConfig) -> FinetuneConfig:
     if problems:
         raise ConfigError(problems)
     return config.model_copy(update={"model": model})
+
+
+def _distillation_problems(config: FinetuneConfig) -> list[str]:
+    if config.distillation is None:
+        return []
+    problems = []
+    if config.task.kind not in TASKS_WITH_TEACHER:
+        problems.append(
+            f"distillation: not for task.kind: {config.task.kind}, only {', '.join(TASKS_WITH_TEACHER)}"
+        )
+    if config.distillation.hidden_weight and config.training.recompute == "full":
+        problems.append("distillation.hidden_weight: cannot be combined with training.recompute: full")
+    return problems
+
+
+def _chat_problems(config: SftConfig) -> list[str]:
+    if (config.task.chat_template is None) != (config.data.messages is None):
+        return ["task.chat_template and data.messages belong together; give both or neither"]
+    if (
+        config.task.chat_template is not None
+        and config.task.template != SftTask.model_fields["template"].default
+    ):
+        return ["task.template is for data.prompt; with data.messages task.chat_template writes the prompt"]
+    return []
 
 
 def _selection_problems(config: FinetuneConfig) -> list[str]:

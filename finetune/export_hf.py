@@ -20,6 +20,7 @@ MAX_SHARD_SIZE = "5GB"
 
 EXAMPLES = """examples:
   headwater export --checkpoint runs/bert-tiny --out exported/bert-tiny
+  headwater export --checkpoint runs/sft-lora --out exported/adapter --adapter
   headwater export --checkpoint runs/gpt-tiny/checkpoints/step-00000200 --out exported/gpt-tiny
 
 then in Python:
@@ -47,7 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="SIZE",
         help=f"weights are split into files of at most this size, as 500MB (default: {MAX_SHARD_SIZE})",
     )
+    parser.add_argument(
+        "--adapter", action="store_true", help="of a LoRA run: the adapters alone, as peft loads them"
+    )
     arguments = parser.parse_args(argv)
+    if arguments.adapter:
+        from finetune.export_adapter import export_adapter
+
+        for line in export_adapter(arguments.checkpoint, arguments.out):
+            print(line)
+        return 0
     for line in export(arguments.checkpoint, arguments.out, arguments.max_shard_size):
         print(line)
     return 0
@@ -79,7 +89,7 @@ def export(checkpoint: Path, out: Path, max_shard_size: str = MAX_SHARD_SIZE) ->
     kind = kind_of(source.architecture)
     with publish_directory(out) as directory:
         write_model(source, kind, directory, max_shard_size)
-        told = write_tokenizer(source, directory)
+        told = [*write_tokenizer(source, directory), *write_chat_template(source, directory)]
         found = prove(source, kind, directory)
         write_model_card(source, kind, out.name, found, directory)
     return [*told, found, f"exported {source.directory} to {out}"]
@@ -99,7 +109,7 @@ def write_model(source: Source, kind: Kind, directory: Path, max_shard_size: str
     from pretrain.config import ConfigError
 
     config = kind.hf_config(source.architecture)
-    codec = open_text_codec(source.directory)
+    codec = open_text_codec(source.directory, source.architecture.model.vocab_size)
     special = {"pad_token_id": codec.pad_id}
     if source.architecture.model.kind == "gpt":
         special |= {"bos_token_id": bos_id(codec), "eos_token_id": codec.eod_id}
@@ -137,6 +147,17 @@ def write_tokenizer(source: Source, directory: Path) -> list[str]:
     for name in names:
         shutil.copyfile(files[name], directory / name)
     return [f"the tokenizer files of the imported model are copied: {', '.join(names)}"]
+
+
+def write_chat_template(source: Source, directory: Path) -> list[str]:
+    """Give the tokenizer the chat template of the training, if there is one; returns what to tell."""
+    from finetune.task_config import SftTask
+
+    task = source.architecture.task
+    if not isinstance(task, SftTask) or task.chat_template is None:
+        return []
+    (directory / "chat_template.jinja").write_text(task.chat_template, encoding="utf-8")
+    return ["the tokenizer has the chat template of task.chat_template"]
 
 
 def prove(source: Source, kind: Kind, directory: Path) -> str:

@@ -74,7 +74,7 @@ def open_finetuned(path: Path, columns: Sequence[str] = ()) -> Iterator[Finetune
     model_config = source.architecture.model
     labels = source.architecture.labels or ()
     length = int((config.get("batch") or {}).get("seq_length", model_config.max_position_embeddings))
-    encoder = Encoder(open_text_codec(source.directory), length, labels)
+    encoder = Encoder(open_text_codec(source.directory, model_config.vocab_size), length, labels)
     with single_rank() as topology:
         model = task.build(model_config, labels, **LAYOUT)
         load_parameters(model, source.parameters, topology)

@@ -133,7 +133,7 @@ def open_writer(checkpoint: Path) -> Iterator[Writer]:
         model = build(source.architecture)
         load_parameters(model, source.parameters, topology)
         model.to(topology.device).eval()
-        yield Writer(model, open_text_codec(source.directory))
+        yield Writer(model, open_text_codec(source.directory, source.architecture.model.vocab_size))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -50,7 +50,7 @@ def import_hf(source: Path, run_dir: Path) -> list[str]:
     from finetune.kinds import kind_of
     from finetune.source import write_weights
     from finetune.task_config import ClassificationTask
-    from finetune.text import own_tokenizer, tokenizer_files
+    from finetune.text import open_text_codec, own_tokenizer, tokenizer_files
     from finetune.weights import from_hf
     from pretrain.config import ConfigError
 
@@ -62,6 +62,7 @@ def import_hf(source: Path, run_dir: Path) -> list[str]:
         raise ConfigError(
             f"{source}: has no tokenizer files; put tokenizer.json (or vocab.txt) beside the weights"
         )
+    open_text_codec(source, of.model.vocab_size)  # refuses the tokenizer of another model
     theirs, told = _load(source, kind)
     parameters = from_hf(kind.links(of.model), theirs.state_dict())
     found = require_same(theirs, of, parameters, "nothing was written")

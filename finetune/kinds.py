@@ -73,6 +73,7 @@ def kind_of(of: Architecture) -> Kind:
         head, links = {
             "tagging": ("ForTokenClassification", bert_token_links),
             "question_answering": ("ForQuestionAnswering", bert_span_links),
+            "multiple_choice": ("ForMultipleChoice", bert_classification_links),
         }.get(kind, ("ForSequenceClassification", bert_classification_links))
         return Kind(prefix + head, links, _bert_config)
     head = "ForPreTraining" if of.model.add_binary_head else "ForMaskedLM"

@@ -23,6 +23,7 @@ PIPELINES = {
     "ForSequenceClassification": "text-classification",
     "ForTokenClassification": "token-classification",
     "ForQuestionAnswering": "question-answering",
+    "ForMultipleChoice": "multiple-choice",
 }
 """Tasks on the Hugging Face hub, by the end of a class's name."""
 

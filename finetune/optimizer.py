@@ -29,11 +29,13 @@ def build_finetune_optimizer(
     """AdamW with one group per depth and kind of parameter.
 
     Each group has `lr_scale`, which the engine multiplies the learning rate by: layer_lr_decay to the power
-    of the layers above (ELECTRA's rule), 0 for frozen ones. Frozen parameters stay in the optimizer, so that
-    a checkpoint holds everything at every ZeRO stage; `freeze` keeps gradients from them.
+    of the layers above (ELECTRA's rule), 0 for frozen ones. Frozen layers stay in the optimizer; `freeze`
+    keeps gradients from them.
     """
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:  # beside adapters; it has no state
+            continue
         groups[depth_of(name, num_layers), _ndim(parameter) >= 2].append(parameter)
     return torch.optim.AdamW(
         [

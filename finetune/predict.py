@@ -109,12 +109,12 @@ def _responses(
     with tqdm(total=len(rows), unit="row", disable=None) as progress:
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
-            prompts = [task.filled_template(row) for row in part]
-            rooms = [writer.context - len(writer.tokens_of(prompt)) for prompt in prompts]
+            prompts = [ids.tolist() for ids in task.prompt_ids(part, finetuned.encoder.codec)]
+            rooms = [writer.context - len(prompt) for prompt in prompts]
             if (room := min(rooms)) < 1:
                 where = part[rooms.index(room)].where
                 raise DataError(f"{where}: the prompt fills the model's context of {writer.context} tokens")
             options = WritingOptions(max_new_tokens=min(room, LONGEST_RESPONSE))
-            texts = writer.continue_texts(prompts, options)
+            texts = writer.continue_tokens(prompts, options)
             yield from zip(part, ({"response": text} for text in texts), strict=True)
             progress.update(len(part))

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from finetune.batches import ExampleStream
 from finetune.config import FinetuneConfig, with_model
+from finetune.distillation import add_teacher, read_teacher
 from finetune.evaluation import Evaluation, Labelled, evaluate
 from finetune.finetuned import require_libraries
-from finetune.optimizer import build_finetune_optimizer, freeze
+from finetune.optimizer import build_finetune_optimizer
 from finetune.report import write_report
 from finetune.selection import BEST, Selection
-from finetune.source import LABELS, read_architecture
+from finetune.source import LABELS, Source, read_architecture
+from finetune.start import build_model, check_head, keeps_head
 from finetune.task_config import SftTask
 from finetune.tasks import open_task
 from finetune.tasks.sft import packed
@@ -27,19 +27,15 @@ from pretrain.checkpoint import (
     find_checkpoint,
     find_newest,
     load_checkpoint,
-    load_parameters,
-    read_parameters,
 )
 from pretrain.checkpoint.files import write_json
 from pretrain.checkpoint.manifest import step_directory
 from pretrain.config import exit_codes
 from pretrain.config.derive import data_parallel_size
-from pretrain.config.model import BertModelConfig, ModelConfig
 from pretrain.data.steps import RankPlan
 from pretrain.job import Job
 from pretrain.loop import run
 from pretrain.parallel.collectives import broadcast_from_main
-from pretrain.parallel.rng import seed_initialization
 from pretrain.parallel.topology import Topology, initialize_topology, leave_process_group
 from pretrain.parallel.zero import Engine
 from pretrain.run_directory import Claim, claim_run_directory
@@ -58,6 +54,14 @@ class TaskData:
     validation: Labelled
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run starts from: a checkpoint, and the teacher of a distillation."""
+
+    checkpoint: Path
+    teacher: Source | None
+
+
 def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     """Run a finetuning job on this rank; every rank calls it. Returns the exit code.
 
@@ -66,8 +70,11 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     """
     require_libraries()
     source = find_checkpoint(Path(config.pretrained))
-    config = with_model(config, read_architecture(source).model)
-    data = load_data(config, open_text_codec(source))
+    architecture = read_architecture(source)
+    config = with_model(config, architecture.model)
+    data = load_data(config, open_text_codec(source, architecture.model.vocab_size))
+    check_head(config, architecture, data.labels)
+    teacher = read_teacher(config, source, data.labels)
     topology = initialize_topology(config.parallel.tensor_model_parallel_size)
     with claim_run_directory(config, topology) as claim:
         if _is_finished(config, topology):
@@ -75,7 +82,8 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
                 print(f"already complete: {Path(config.run_dir) / RESULTS} has the results", flush=True)
             code = 0
         else:
-            code = _train(_job(config, source, data, topology, claim, signals), data)
+            start = Start(source, teacher)
+            code = _train(_job(config, start, data, topology, claim, signals), data)
     leave_process_group()
     return code
 
@@ -98,39 +106,18 @@ def load_data(config: FinetuneConfig, codec: TextCodec) -> TaskData:
     return TaskData(task, labels, Labelled(train, examples), evaluated)
 
 
-def build_model(config: FinetuneConfig, source: Path, data: TaskData, topology: Topology) -> nn.Module:
-    """The model with pretrained weights and fresh head (and pooler, if it had none), or all random."""
-    assert config.model is not None  # with_model has filled it in
-    seed_initialization(config.seed)
-    model = data.task.build(
-        config.model,
-        data.labels,
-        data.train.examples,
-        precision=config.precision,
-        tensor_model_parallel_size=config.parallel.tensor_model_parallel_size,
-        recompute=config.training.recompute,
-    )
-    if not config.from_scratch:
-        load_parameters(model, read_parameters(source), topology, allow_missing=_fresh(config.model))
-    freeze(model, config.optimizer)
-    return model
-
-
-def _fresh(model: ModelConfig) -> tuple[str, ...]:
-    """What a pretrained model cannot give: the head, and a pooler after masked-LM alone."""
-    without_pooler = isinstance(model, BertModelConfig) and not model.add_binary_head
-    return ("head.", "encoder.pooler.") if without_pooler else ("head.",)
-
-
 def _job(
     config: FinetuneConfig,
-    source: Path,
+    start: Start,
     data: TaskData,
     topology: Topology,
     claim: Claim,
     signals: StopSignals,
 ) -> Job:
-    model = build_model(config, source, data, topology)
+    source = start.checkpoint
+    model = build_model(config, source, data.task, data.labels, data.train.examples, topology)
+    if start.teacher is not None:
+        add_teacher(model, start.teacher, data.task, config, topology)
     assert config.model is not None
     optimizer = build_finetune_optimizer(model, config.optimizer, config.model.num_layers)
     run_dir = Path(config.run_dir)
@@ -223,6 +210,8 @@ def _write_results(
 
 def _summary(config: FinetuneConfig, source: Path, data: TaskData) -> str:
     start = "random weights" if config.from_scratch else str(source)
+    if keeps_head(config, read_architecture(source)):
+        start += " with its head"
     into = f" into {len(data.labels)} labels" if data.labels else ""
     long = data.train.examples.truncated + data.validation.examples.truncated
     more = f"; {long} rows longer than {config.batch.seq_length} tokens" if long else ""

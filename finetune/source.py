@@ -14,6 +14,7 @@ from torch import Tensor
 
 from data_tools.publish import write_json
 from finetune.kinds import Architecture, Kind, build
+from finetune.lora import lora_of, merged
 from finetune.single_rank import single_rank
 from finetune.task_config import AnyTask, TaskSection
 from pretrain.checkpoint import (
@@ -70,6 +71,16 @@ class Source:
     parameters: dict[str, Tensor]
 
 
+def read_weights(directory: Path) -> dict[str, Tensor]:
+    """All parameters of a checkpoint, whole, with adapters merged into them.
+
+    Raises:
+        CheckpointError: It is damaged.
+    """
+    lora, parameters = lora_of(read_config(directory)), read_parameters(directory)
+    return parameters if lora is None else merged(parameters, lora)
+
+
 def read_source(path: Path) -> Source:
     """Read the newest checkpoint of a run, or the checkpoint that `path` itself is.
 
@@ -77,7 +88,14 @@ def read_source(path: Path) -> Source:
         CheckpointError: If there is none, or it is damaged.
     """
     directory = find_checkpoint(path)
-    return Source(directory, read_architecture(directory), read_parameters(directory))
+    of, parameters = read_architecture(directory), read_weights(directory)
+    outputs = parameters["head.weight"].shape[0] if "head.weight" in parameters else None
+    if of.labels is not None and outputs is not None and outputs != len(of.labels):
+        raise CheckpointError(
+            f"{directory}: {LABELS} names {len(of.labels)} labels, the head has {outputs} outputs; put the "
+            f"{LABELS} of the run there"
+        )
+    return Source(directory, of, parameters)
 
 
 def load_theirs(kind: Kind, directory: Path) -> tuple[Any, dict[str, list[str]]]:

@@ -55,6 +55,15 @@ class RegressionTask(TaskSection):
     dropout: Rate | None = None
 
 
+class MultipleChoiceTask(TaskSection):
+    """Which of several choices goes with a text (SWAG; Zellers et al., 2018)."""
+
+    scores = ("accuracy",)
+    smallest_seq_length = 5
+    kind: Literal["multiple_choice"]
+    dropout: Rate | None = None
+
+
 class TaggingTask(TaskSection):
     """A tag for each word: named entities, parts of speech."""
 
@@ -93,12 +102,21 @@ class SftTask(TaskSection):
     kind: Literal["sft"]
     template: str = "{prompt}"
     """What the model reads before the response; `{prompt}` stands for the row's prompt."""
+    chat_template: str | None = None
+    """For `data.messages`: Jinja text that writes a conversation, as transformers has it; goes with the
+    exported tokenizer."""
     packing: bool = False
     """Several rows in one sequence; they neither see nor shift each other."""
 
 
 AnyTask = Annotated[
-    ClassificationTask | MultiLabelTask | RegressionTask | TaggingTask | QuestionAnsweringTask | SftTask,
+    ClassificationTask
+    | MultiLabelTask
+    | RegressionTask
+    | MultipleChoiceTask
+    | TaggingTask
+    | QuestionAnsweringTask
+    | SftTask,
     Field(discriminator="kind"),
 ]
 
@@ -120,6 +138,17 @@ class MultiLabelColumns(TextColumns):
     label: str = "labels"
     """Column of the labels: a list, or one text that `separator` splits."""
     separator: str = "|"
+
+
+class ChoiceColumns(Section):
+    """Columns of a text with choices, every row as many."""
+
+    text: str = "text"
+    """Column of the text that all choices go with; a choice stands behind it as the second of a pair."""
+    choices: str = "choices"
+    """Column of the choices: a list of texts."""
+    label: str = "label"
+    """Column of the right one: its number, counted from 0, or its text."""
 
 
 class TagColumns(Section):
@@ -150,12 +179,16 @@ class ResponseColumns(Section):
 
     prompt: str = "prompt"
     response: str = "response"
+    messages: str | None = None
+    """Column of a conversation instead, a list of {"role", "content"}; each message of the role assistant is
+    a response to what stands before it. Needs `task.chat_template`."""
 
 
 COLUMNS: dict[str, type[Section]] = {
     "classification": TextColumns,
     "multi_label": MultiLabelColumns,
     "regression": TextColumns,
+    "multiple_choice": ChoiceColumns,
     "tagging": TagColumns,
     "question_answering": QuestionColumns,
     "sft": ResponseColumns,
@@ -176,6 +209,10 @@ class TextData(DataSection, TextColumns):
 
 class MultiLabelData(DataSection, MultiLabelColumns):
     """Texts with several labels."""
+
+
+class ChoiceData(DataSection, ChoiceColumns):
+    """Texts with choices."""
 
 
 class TaggedData(DataSection, TagColumns):

@@ -29,6 +29,10 @@ HF_FILES = (
 """What may describe a Hugging Face tokenizer; `config.json` names the class where nothing else does."""
 
 
+END_OF_TEXT = "\ue000end of text\ue000"
+"""In a prompt, stands for the token that ends a text; its characters are of Unicode's private use."""
+
+
 class TextCodec(Protocol):
     """What tasks ask of a tokenizer. Text is always only text: special tokens in it are not recognised."""
 
@@ -92,10 +96,11 @@ class HfTextCodec:
             for ids, spans in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)
         ]
 
-    def encode_prompt(self, text: str) -> list[int]:
+    def encode_prompt(self, text: str) -> npt.NDArray[np.int32]:
         """Ids of a text to continue, with what this tokenizer puts before one (Llama's begins a document)."""
-        ids: list[int] = self._tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
-        return ids
+        return np.asarray(
+            self._tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"], np.int32
+        )
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of some ids."""
@@ -120,19 +125,28 @@ def own_tokenizer(files: Mapping[str, Path]) -> Path | None:
     return next(iter(files.values())) if len(files) == 1 and files.keys() <= set(FILE_NAMES) else None
 
 
-def open_text_codec(directory: Path) -> TextCodec:
-    """The tokenizer in a checkpoint directory.
+def open_text_codec(directory: Path, vocab_size: int) -> TextCodec:
+    """The tokenizer in a checkpoint or Hugging Face directory.
+
+    Args:
+        directory: Of the checkpoint.
+        vocab_size: Of its model.
 
     Raises:
-        CheckpointError: If it has none.
+        CheckpointError: It has none, or that of another model.
     """
     files = tokenizer_files(directory)
     own = own_tokenizer(files)
-    if own is not None:
-        return load_tokenizer(own)
-    if not files.keys() - {"config.json"}:
+    if own is None and not files.keys() - {"config.json"}:
         raise CheckpointError(f"{directory}: no tokenizer in this checkpoint; put its {SENTENCEPIECE} there")
-    return HfTextCodec(directory)
+    codec: TextCodec = HfTextCodec(directory) if own is None else load_tokenizer(own)
+    # Imported models may have rows that no piece uses.
+    if codec.vocab_size > vocab_size or (own is not None and codec.vocab_size != vocab_size):
+        raise CheckpointError(
+            f"{directory}: its tokenizer has {codec.vocab_size} pieces, its model {vocab_size}; it is the "
+            "tokenizer of another model: put the model's own there"
+        )
+    return codec
 
 
 def bos_id(codec: TextCodec) -> int | None:
@@ -140,20 +154,50 @@ def bos_id(codec: TextCodec) -> int | None:
     return codec.bos_id if isinstance(codec, HfTextCodec) else codec.eod_id
 
 
-def encode_prompt(codec: TextCodec, text: str) -> list[int]:
-    """Ids of a text that a GPT is to continue; an empty one begins a document.
+def encode_texts(codec: TextCodec, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    """Ids of texts in which END_OF_TEXT stands for the token that ends a text."""
+    pieces = [text.split(END_OF_TEXT) for text in texts]
+    ids = iter(codec.encode_batch([piece for parts in pieces for piece in parts]))
+    found = []
+    for parts in pieces:
+        encoded: list[npt.NDArray[np.int32]] = []
+        for number in range(len(parts)):
+            if number:
+                encoded.append(np.array([end_of_text(codec)], np.int32))
+            encoded.append(next(ids))
+        found.append(np.concatenate(encoded).astype(np.int32))
+    return found
+
+
+def encode_prompts(codec: TextCodec, texts: Sequence[str]) -> list[npt.NDArray[np.int32]]:
+    """Ids of texts that a GPT is to continue, with what its tokenizer puts first (Llama's begins a document).
 
     Raises:
         ConfigError: An empty text, and nothing that a document begins with.
     """
-    if text:
-        if isinstance(codec, HfTextCodec):
-            return codec.encode_prompt(text)
-        return [int(i) for i in codec.encode_batch([text])[0]]
+    if isinstance(codec, HfTextCodec):
+        ids = [codec.encode_prompt(text) if text else np.array([], np.int32) for text in texts]
+    else:
+        ids = list(codec.encode_batch(texts))
+    return [one if len(one) else np.array([_first_id(codec)], np.int32) for one in ids]
+
+
+def end_of_text(codec: TextCodec) -> int:
+    """The token that ends a text.
+
+    Raises:
+        ConfigError: The tokenizer has none.
+    """
+    if codec.eod_id is None:
+        raise ConfigError("pretrained: its tokenizer has no end of text, which a response must end with")
+    return codec.eod_id
+
+
+def _first_id(codec: TextCodec) -> int:
     first = bos_id(codec)
     if first is None:
         raise ConfigError("this tokenizer has nothing that a document begins with: give a --prompt")
-    return [first]
+    return first
 
 
 def _is_ours(path: Path) -> bool:

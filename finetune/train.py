@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 EXAMPLES = """examples:
   headwater finetune --config configs/finetune/classification.yaml
   headwater finetune --config FILE --set from_scratch=true --set run_dir=runs/from-scratch
+  headwater finetune --config FILE --seeds 1 2 3      run_dir/seed-1 ... and the spread of the scores
   torchrun --nproc_per_node 2 -m finetune.train --config configs/finetune/classification.yaml
   deepspeed --num_gpus 2 --module finetune.train --config configs/finetune/classification.yaml
 
@@ -19,7 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the finetuning job that a config describes; returns the exit code."""
     from pretrain.train import parse_arguments
 
-    arguments = parse_arguments("finetune", "Train a checkpoint further for a task.", EXAMPLES, argv)
+    arguments = parse_arguments(
+        "finetune", "Train a checkpoint further for a task.", EXAMPLES, argv, _add_seeds
+    )
     from finetune.config import load_finetune_config
     from finetune.session import finetune
     from pretrain.config.environment import adopt_place, world_size_from_environment
@@ -28,7 +33,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     signals = StopSignals()
     adopt_place()
     config = load_finetune_config(arguments.config, arguments.overrides, world_size_from_environment())
+    if arguments.seeds:
+        from finetune.sweep import sweep
+
+        return sweep(arguments.config, arguments.overrides, Path(config.run_dir), arguments.seeds)
     return finetune(config, signals)
+
+
+def _add_seeds(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", metavar="N", help="one run for each, in run_dir/seed-N, one process"
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune.sampling import SamplingOptions, choose
-from finetune.text import TextCodec
+from finetune.text import TextCodec, encode_prompts
 from pretrain.config import ConfigError
 from pretrain.models.cache import cached_attention
 
@@ -60,7 +60,18 @@ class Writer:
         Raises:
             ConfigError: A prompt with its continuation does not fit into the model's context.
         """
-        tokens = [self._prompt_tokens(prompt, options.max_new_tokens) for prompt in prompts]
+        return self.continue_tokens([self.tokens_of(prompt) for prompt in prompts], options, told)
+
+    @torch.no_grad()
+    def continue_tokens(
+        self,
+        tokens: Sequence[list[int]],
+        options: WritingOptions,
+        told: Told = lambda _number, _piece: None,
+    ) -> list[str]:
+        """As `continue_texts`, for prompts of one token or more each."""
+        for prompt in tokens:
+            self._require_room(prompt, options.max_new_tokens)
         texts = [_Text(self._codec, prompt, options, number, told) for number, prompt in enumerate(tokens)]
         longest = max(map(len, tokens))
         pads = torch.tensor([longest - len(prompt) for prompt in tokens], device=self._device)
@@ -81,21 +92,21 @@ class Writer:
         return self._context
 
     def tokens_of(self, prompt: str) -> list[int]:
-        """The prompt, or the end of a document, after which in training the next one begins."""
-        if prompt:
-            return [int(i) for i in self._codec.encode_batch([prompt])[0]]
-        if self._codec.eod_id is None:
-            raise ConfigError("this tokenizer has no end of text to begin after: give a --prompt")
-        return [self._codec.eod_id]
+        """The prompt; for an empty one what a document begins with."""
+        return [int(i) for i in encode_prompts(self._codec, [prompt])[0]]
 
-    def _prompt_tokens(self, prompt: str, max_new_tokens: int) -> list[int]:
-        tokens = self.tokens_of(prompt)
+    @torch.no_grad()
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[B, S, V] fp32 on the host, of [B, S] ids."""
+        found: Tensor = self._model(tokens.to(self._device))["logits"]
+        return found[..., : self._vocab_size].float().cpu()
+
+    def _require_room(self, tokens: list[int], max_new_tokens: int) -> None:
         if len(tokens) + max_new_tokens > self._context:
             raise ConfigError(
                 f"the prompt has {len(tokens)} tokens; with --max-new-tokens {max_new_tokens} that is longer "
                 f"than the model's context of {self._context}; shorten the prompt or generate less"
             )
-        return tokens
 
     @property
     def _filler(self) -> int:

@@ -10,6 +10,7 @@ from pretrain.data import StreamConfig, eval_batches, open_stream
 from pretrain.data.ledger import Ledger
 from pretrain.data.opening import open_tokenizer
 from pretrain.data.sharing import share_steps, share_stream
+from pretrain.initial_weights import load_initial_weights
 from pretrain.job import Job
 from pretrain.loop import run
 from pretrain.models import build_model
@@ -35,6 +36,8 @@ def pretrain(config: RunConfig, signals: StopSignals) -> int:
             validation = share_steps(lambda: eval_batches(config, dp_rank, dp_size), channel)
         seed_initialization(config.seed)
         model = build_model(config)
+        files = tokenizer_of(config)
+        load_initial_weights(config, model, topology, next(iter(files.values())))
         engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
         job = Job(
             config=config,
@@ -45,7 +48,7 @@ def pretrain(config: RunConfig, signals: StopSignals) -> int:
             signals=signals,
             evaluate=(lambda e, stop_now: evaluate_unless(stop_now, e, validation)) if validation else None,
             flops_per_step=flops_per_step(config),
-            extra_files=tokenizer_of(config),
+            extra_files=files,
             ledger=_ledger(config, topology) if topology.is_main else None,
             extra_metrics=stream.skipped,
         )

@@ -41,9 +41,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(
-    name: str, description: str, examples: str, argv: Sequence[str] | None
+    name: str,
+    description: str,
+    examples: str,
+    argv: Sequence[str] | None,
+    add_more: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
 ) -> argparse.Namespace:
-    """The arguments of every training command: --config, --set, and --local_rank, which launchers add."""
+    """The arguments of every training command: --config, --set, and --local_rank, which launchers add.
+
+    Args:
+        name: Of the command.
+        description: Of the command.
+        examples: For --help.
+        argv: The words behind the command's name.
+        add_more: Adds the command's own.
+    """
     parser = argparse.ArgumentParser(
         prog=f"headwater {name}",
         description=description,
@@ -54,6 +66,7 @@ def parse_arguments(
     parser.add_argument(
         "--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS
     )  # ranks read LOCAL_RANK
+    add_more(parser)
     return parser.parse_args(argv)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from finetune.task_config import TaskSection
 from finetune.tasks.classification import Classification
 from finetune.tasks.multi_label import MultiLabel
+from finetune.tasks.multiple_choice import MultipleChoice
 from finetune.tasks.question_answering import QuestionAnswering
 from finetune.tasks.regression import Regression
 from finetune.tasks.sft import Sft
@@ -18,6 +19,7 @@ TASKS: dict[str, Any] = {
     "classification": Classification,
     "multi_label": MultiLabel,
     "regression": Regression,
+    "multiple_choice": MultipleChoice,
     "tagging": Tagging,
     "question_answering": QuestionAnswering,
     "sft": Sft,

@@ -1,8 +1,8 @@
 """BERT's encoder with the heads of the tasks: on the pooled first token, on every token, on spans.
 
-They compute what transformers' BertForSequenceClassification, BertForTokenClassification and
-BertForQuestionAnswering compute. Heads are replicated over tensor-parallel ranks: too small to split. Losses
-are summed; `target_counts` says what they are divided by, over all ranks.
+They compute what transformers' BertForSequenceClassification, BertForMultipleChoice,
+BertForTokenClassification and BertForQuestionAnswering compute. Heads are replicated over tensor-parallel
+ranks: too small to split. Losses are summed; `target_counts` says what they are divided by, over all ranks.
 
 Legend: B micro_batch_size, S longest sequence of the micro-batch, H hidden_size, C labels.
 """
@@ -109,6 +109,48 @@ class BertForSequence(nn.Module):
         return (losses * known).sum()
 
 
+class BertForChoices(nn.Module):
+    """One output for each choice of a row, from its pooled first token."""
+
+    def __init__(self, model: BertModelConfig, dropout: float | None = None, **layout: Any) -> None:
+        """Build with fresh weights; arguments as for BertForSequence."""
+        super().__init__()
+        self.model_config = model
+        self.encoder = BertEncoder(model, **layout)
+        self.dropout = nn.Dropout(model.hidden_dropout if dropout is None else dropout)
+        self.head = linear(model.hidden_size, 1, model.init_std)
+
+    def forward(
+        self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Choose.
+
+        Args:
+            tokens: [B, C, S] int64, C choices.
+            token_types: [B, C, S] int64.
+            padding_mask: [B, C, S] bool.
+            labels: [B] int64, the right choice, or IGNORED_LABEL; None asks for logits only.
+
+        Returns:
+            {"logits": [B, C] fp32} and with labels {"task_loss": summed fp32 scalar}.
+        """
+        flat = (part.flatten(0, 1) for part in (tokens, token_types, padding_mask))
+        _, pooled = self.encoder(*flat)
+        logits = self.head(self.dropout(pooled)).float().view(tokens.shape[:2])
+        if labels is None:
+            return {"logits": logits}
+        loss = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, reduction="sum")
+        return {"logits": logits, "task_loss": loss}
+
+    def loss_weights(self) -> dict[str, float]:
+        """One loss."""
+        return {"task_loss": 1.0}
+
+    def target_counts(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """Rows with a right choice."""
+        return {"task_loss": float((batch["labels"] != IGNORED_LABEL).sum())}
+
+
 class BertForTokens(nn.Module):
     """C outputs for every token."""
 
@@ -197,6 +239,31 @@ class BertForSpans(nn.Module):
     def target_counts(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Examples with an answer."""
         return {"task_loss": float((batch["labels"][:, 0] != IGNORED_LABEL).sum())}
+
+
+class BertForEmbedding(nn.Module):
+    """A vector for a whole sequence: the mean of its tokens' last hidden states, or the first one."""
+
+    def __init__(self, model: BertModelConfig, pooling: Literal["mean", "cls"], **layout: Any) -> None:
+        super().__init__()
+        self.pooling = pooling
+        self.encoder = BertEncoder(model, pooler=False, **layout)
+
+    def forward(self, tokens: Tensor, token_types: Tensor, padding_mask: Tensor) -> dict[str, Tensor]:
+        """{"logits": [B, H]} of [B, S] ids, segments and mask (True = a real token)."""
+        hidden, _ = self.encoder(tokens, token_types, padding_mask)
+        if self.pooling == "cls":
+            return {"logits": hidden[0]}
+        real = padding_mask.t()[..., None]
+        return {"logits": (hidden * real).sum(0) / real.sum(0)}
+
+    def loss_weights(self) -> dict[str, float]:
+        """It is not trained."""
+        return {}
+
+    def target_counts(self, batch: dict[str, Tensor]) -> dict[str, float]:
+        """It is not trained."""
+        return {}
 
 
 def _cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

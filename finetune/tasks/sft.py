@@ -14,9 +14,11 @@ from torch import nn
 
 from data_tools.errors import DataError
 from finetune.batches import Examples
-from finetune.rows import read_records
+from finetune.rows import Record, read_records
 from finetune.task_config import ResponseColumns, SftTask
+from finetune.tasks.chat import RESPONSE_ROLE, messages_of, prompt_of, turns
 from finetune.tasks.task import Answer, Encoder
+from finetune.text import TextCodec, encode_prompts, encode_texts, end_of_text
 from pretrain.config import ConfigError
 from pretrain.models.gpt import GPT
 
@@ -25,7 +27,7 @@ PLACE = "{prompt}"
 
 @dataclass(frozen=True, slots=True)
 class PromptRow:
-    """A prompt and what is to follow it; the response is None where it is to be written."""
+    """A prompt, as the template writes it, and what follows; None where that is to be written."""
 
     where: str
     prompt: str
@@ -44,23 +46,16 @@ class Sft:
         """See Task."""
         if self.section.template.count(PLACE) != 1:
             raise ConfigError(f"task.template: must have {PLACE} once, has it not: {self.section.template!r}")
-        return [
-            PromptRow(
-                record.where,
-                record.text(self.columns.prompt, "data.prompt"),
-                record.text(self.columns.response, "data.response") if labelled else None,
-                record.fields,
-            )
-            for record in read_records(path)
-        ]
+        return [row for record in read_records(path) for row in self._rows(record, labelled)]
 
     def infer_labels(self, path: Path, rows: Sequence[PromptRow]) -> tuple[str, ...]:
         """None: the model writes text."""
         return ()
 
-    def filled_template(self, row: PromptRow) -> str:
-        """What the model reads before the response."""
-        return self.section.template.replace(PLACE, row.prompt)
+    def prompt_ids(self, rows: Sequence[PromptRow], codec: TextCodec) -> list[npt.NDArray[np.int32]]:
+        """What the model reads before each response."""
+        prompts = [row.prompt for row in rows]
+        return (encode_prompts if self.section.chat_template is None else encode_texts)(codec, prompts)
 
     def encode(self, rows: Sequence[PromptRow], encoder: Encoder) -> Examples:
         """Prompt, response and the end of text as one sequence; each token's label is the next one.
@@ -68,10 +63,8 @@ class Sft:
         Raises:
             DataError: A prompt that leaves no room for the response.
         """
-        end = encoder.codec.eod_id
-        if end is None:
-            raise ConfigError("pretrained: its tokenizer has no end of text, which a response must end with")
-        prompts = encoder.codec.encode_batch([self.filled_template(row) for row in rows])
+        end = end_of_text(encoder.codec)
+        prompts = self.prompt_ids(rows, encoder.codec)
         responses = encoder.codec.encode_batch([row.response or "" for row in rows])
         tokens, labels, masks, truncated = [], [], [], 0
         for row, prompt, response in zip(rows, prompts, responses, strict=True):
@@ -128,6 +121,21 @@ class Sft:
     def truth(self, row: PromptRow) -> str | None:
         """See Task."""
         return row.response
+
+    def _rows(self, record: Record, labelled: bool) -> list[PromptRow]:
+        """One row, or one for each message of the assistant in a conversation."""
+        columns, chat = self.columns, self.section.chat_template
+        if chat is None or columns.messages is None:
+            prompt = self.section.template.replace(PLACE, record.text(columns.prompt, "data.prompt"))
+            response = record.text(columns.response, "data.response") if labelled else None
+            return [PromptRow(record.where, prompt, response, record.fields)]
+        messages = messages_of(record, columns.messages)
+        if not labelled:
+            while messages and messages[-1]["role"] == RESPONSE_ROLE:  # that is what is to be written
+                messages = messages[:-1]
+            return [PromptRow(record.where, prompt_of(chat, messages, record.where), None, record.fields)]
+        pairs = turns(chat, messages, record.where)
+        return [PromptRow(record.where, prompt, response, record.fields) for prompt, response in pairs]
 
 
 def packed(examples: Examples, seq_length: int) -> Examples:

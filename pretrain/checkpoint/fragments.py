@@ -35,17 +35,18 @@ class RankState:
     """This rank's flats and fragments.
 
     Attributes:
-        flats: 1-D fp32 tensors, the master weights.
-        fragments: What they hold.
+        flats: 1-D fp32 tensors, the master weights; for parameters that are not trained a copy.
+        fragments: What they hold; those of parameters that are not trained come last.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._parameters: dict[str, Any] = dict(engine.model.named_parameters())
+        self._trained = {name: p for name, p in self._parameters.items() if p.requires_grad}
         optimizer = engine.deepspeed.optimizer
         self._inner: torch.optim.Optimizer = optimizer if engine.zero_stage == 0 else optimizer.optimizer
         if engine.zero_stage == 0:
-            self._keys = list(engine.model.parameters())
+            self._keys = list(self._trained.values())
             self.fragments = list(self._whole_fragments())
         elif engine.zero_stage == 3:
             self._keys = list(optimizer.fp32_partitioned_groups_flat)
@@ -59,6 +60,11 @@ class RankState:
             )
             self.fragments = list(self._mapped_fragments())
         self.flats = [key.data.view(-1) for key in self._keys]
+        self._add_frozen()
+
+    def is_trained(self, fragment: Fragment) -> bool:
+        """Whether there are moments for it."""
+        return fragment.flat < len(self._keys)
 
     def moments(self, kind: str) -> dict[int, Tensor]:
         """One moment by flat index; empty before the first update."""
@@ -80,7 +86,7 @@ class RankState:
 
     def view(self, fragment: Fragment, kind: str) -> Tensor:
         """The elements of a fragment, writable: master weights or a moment."""
-        flat = (
+        flat: Tensor = (
             self.flats[fragment.flat]
             if kind == "master"
             else self._inner.state[self._keys[fragment.flat]][kind].view(-1)
@@ -98,14 +104,34 @@ class RankState:
         if parameter.data.numel() == shard.numel():
             parameter.data.copy_(shard)
 
+    def _add_frozen(self) -> None:
+        """Parameters that no optimizer knows: the model's own values, each a flat of its own.
+
+        Below stage 3 all data-parallel ranks hold them, and each answers for every so manieth.
+        """
+        topology = self._engine.topology
+        rank, size = topology.data_parallel_rank, topology.data_parallel_size
+        frozen = [(name, p) for name, p in self._parameters.items() if name not in self._trained]
+        for number, (name, parameter) in enumerate(frozen):
+            values, start, numel = parameter.data, 0, parameter.numel()
+            if self._engine.zero_stage == 3:
+                values = parameter.ds_tensor.data
+                start = rank * values.numel()
+                numel = min(values.numel(), max(0, parameter.ds_numel - start))
+            elif self._engine.zero_stage and number % size != rank:
+                continue
+            if numel:
+                self.fragments.append(Fragment(name, start, len(self.flats), 0, numel))
+                self.flats.append(values.float().view(-1))
+
     def _whole_fragments(self) -> Iterator[Fragment]:
         """Stage 0: parameters are whole on every rank."""
-        for index, (name, parameter) in enumerate(self._parameters.items()):
+        for index, (name, parameter) in enumerate(self._trained.items()):
             yield Fragment(name, 0, index, 0, parameter.numel())
 
     def _mapped_fragments(self) -> Iterator[Fragment]:
         """Stages 1 and 2: DeepSpeed maps low-precision parameters to ranges of its flat partitions."""
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._trained.items():
             mapping: Any = parameter._hp_mapping
             if mapping is not None:
                 low, high = mapping.lp_fragment_address, mapping.hp_fragment_address
@@ -115,7 +141,7 @@ class RankState:
         """Stage 3: every parameter is cut into equal parts, one a rank, the last padded."""
         optimizer = self._engine.deepspeed.optimizer
         rank = self._engine.topology.data_parallel_rank
-        for name, parameter in self._parameters.items():
+        for name, parameter in self._trained.items():
             flat, flat_start, part = optimizer.grad_position[optimizer.get_param_id(parameter)]
             numel = min(part, max(0, parameter.ds_numel - rank * part))
             if numel:

@@ -119,7 +119,7 @@ def load_checkpoint(engine: Engine, directory: Path) -> Loaded:
         fragments[fragment.name].append(fragment)
     for name in reader.layouts:
         for kind in KINDS if steps else KINDS[:1]:
-            if kind in MOMENTS and not fragments[name]:
+            if kind in MOMENTS and not any(map(state.is_trained, fragments[name])):
                 continue
             shard = reader.shard(
                 kind, name, topology.tensor_model_parallel_rank, topology.tensor_model_parallel_size
@@ -145,7 +145,11 @@ def _check_fingerprints(engine: Engine, reader: StateReader) -> str:
     if not saved:
         return "weights alone, without fingerprints"
     loaded = loaded_fingerprints(engine, reader.layouts)
-    wrong = [name for name in reader.layouts if loaded[name] != saved[name]]
+    rounded: set[str] = set()
+    if reader.manifest["topology"]["precision"] != engine.config.precision:
+        # What is not trained has no fp32 master weights: it is what this precision makes of it.
+        rounded = {name for name, p in engine.model.named_parameters() if not p.requires_grad}
+    wrong = [name for name in reader.layouts if loaded[name] != saved[name] and name not in rounded]
     if wrong:
         raise CheckpointError(
             f"{reader.directory}: {len(wrong)} of {len(saved)} parameters did not arrive as they were saved, "

@@ -35,10 +35,9 @@ def probe_loss(engine: Engine, batch: MicroBatch) -> float:
     engine.eval_mode()
     try:
         parts = engine.forward(tensors)
+        counts, weights = objective.target_counts(tensors), objective.loss_weights()
     finally:
         engine.train_mode()
-    counts = objective.target_counts(tensors)
-    weights = objective.loss_weights()
     return sum(weights[name] * float(parts[name]) / max(1.0, float(counts[name])) for name in weights)
 
 

@@ -152,6 +152,9 @@ class JobConfig(Section):
 class RunConfig(JobConfig):
     """A complete pretraining run."""
 
+    initial_weights: str | None = None
+    """Run directory (its newest checkpoint) or checkpoint whose weights the run starts with, to go on with
+    other data and a schedule of its own; null starts from random weights."""
     batch: PretrainBatchConfig
     model: Annotated[ModelConfig, Field(discriminator="kind")]
     data: DataConfig

@@ -23,6 +23,7 @@ from megatron.core.tensor_parallel import (
     ColumnParallelLinear,
     copy_to_tensor_model_parallel_region,
     gather_from_sequence_parallel_region,
+    gather_from_tensor_model_parallel_region,
 )
 from torch import Tensor
 from torch.profiler import record_function
@@ -44,6 +45,12 @@ class VocabularySlice:
     """Rows that stand for pieces; those behind are padding and take no probability."""
     group: dist.ProcessGroup | None = None
     """Ranks that hold the other slices; None when there are none."""
+
+
+def whole_logits(logits: Tensor, vocab_size: int) -> Tensor:
+    """[..., vocab_size] on every tensor-parallel rank, from [..., V / TP] of each."""
+    gathered: Tensor = gather_from_tensor_model_parallel_region(logits)
+    return gathered[..., :vocab_size]
 
 
 class VocabularyLinear(ColumnParallelLinear):  # type: ignore[misc]

@@ -100,7 +100,7 @@ def _states(state: RankState) -> Iterator[Entry]:
 def _differences(group: dist.ProcessGroup, entries: list[Entry]) -> list[str]:
     """One sentence for each entry whose bits are not those of the group's first rank."""
     ranks = dist.get_process_group_ranks(group)
-    if len(ranks) == 1:
+    if len(ranks) == 1 or not entries:  # at ZeRO 3 data ranks hold nothing alike
         return []
     # One device for all: offloaded states lie on the host, the group's backend may want the GPU.
     device = next(iter(entries))[2].device

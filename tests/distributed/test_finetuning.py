@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from finetune.train import main as finetune_alone
+from pretrain.checkpoint import find_checkpoint, read_parameters
 from tests.support.ranks import RankPool
 from tests.support.runs import HEADWATER, run
 from tests.unit.finetune.conftest import train
@@ -19,7 +21,7 @@ pytestmark = pytest.mark.distributed
 LAYOUTS = [(1, 1), (1, 2), (1, 3), (2, 0), (2, 1), (2, 3)]
 """tensor_model_parallel_size and zero_stage on two ranks."""
 
-OTHERS = ("tagging", "question_answering", "sft")
+OTHERS = ("multiple_choice", "tagging", "question_answering", "sft")
 
 SHORT = ["training.train_steps=12", "schedule.kind=linear", "optimizer.layer_lr_decay=0.8"]
 
@@ -88,6 +90,76 @@ def test_a_checkpoint_of_another_layout_starts_and_goes_on(models, pool, tmp_pat
     ]
     assert finetune_alone(["--config", str(config), *words]) == 0
     assert json.loads((second / "results.json").read_text())["loss"] < wanted["loss"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classification", "sft"])
+def test_adapters_are_the_same_at_every_layout(kind, models, pool, tmp_path):
+    """Scores and the adapters themselves, and a run that changes its layout midway."""
+    config = write_config(tmp_path, models, kind)
+    lora = [*SHORT, "lora.rank=4", "optimizer.lr=5e-3", "checkpoint.save_interval=6"]
+    one = tmp_path / "one"
+    words = [word for text in (*lora, f"run_dir={one}") for word in ("--set", text)]
+    assert finetune_alone(["--config", str(config), *words]) == 0
+    wanted, weights = scores(json.loads((one / "results.json").read_text())), read(one)
+    assert any(name.endswith("lora_b") for name in weights)
+    layouts = [(1, 0), (1, 2), (1, 3), (2, 1), (2, 3)]
+    for tp, zero_stage in layouts if kind == "classification" else [(2, 1)]:
+        run_dir = tmp_path / f"tp{tp}-zero{zero_stage}"
+        layout = [
+            f"parallel.tensor_model_parallel_size={tp}",
+            f"parallel.zero_stage={zero_stage}",
+            "training.replica_check_interval=6",
+        ]
+        settings = [*lora, f"run_dir={run_dir}", *layout, "batch.micro_batch_size=4"]
+        for results in pool.run("tests.support.finetuning:finetune", config=str(config), overrides=settings):
+            assert scores(results) == pytest.approx(wanted, rel=2e-3), (tp, zero_stage)
+        found = read(run_dir)
+        assert found.keys() == weights.keys()
+        for name, tensor in found.items():
+            # In the mean: Adam makes whole steps of gradients that are only rounding.
+            apart = (tensor - weights[name]).abs().mean()
+            assert apart <= 0.02 * weights[name].abs().mean(), (name, tp, zero_stage, apart)
+    if kind == "sft":
+        return
+    # Half of it on one rank, the rest at another layout: the same adapters.
+    half, other = tmp_path / "half", [*layout, "batch.micro_batch_size=4"]
+    stopped = [*lora, f"run_dir={half}", "training.train_steps=6"]
+    words = [word for text in stopped for word in ("--set", text)]
+    assert finetune_alone(["--config", str(config), *words]) == 0
+    pool.run(
+        "tests.support.finetuning:finetune",
+        config=str(config),
+        overrides=[*lora, f"run_dir={half}", *other],
+    )
+    rest = read(half)
+    assert all(
+        torch.equal(rest[n], weights[n]) for n in rest if "lora_" not in n and not n.startswith("head.")
+    )
+    assert all(torch.isfinite(tensor).all() for tensor in rest.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classification", "sft"])
+def test_a_student_learns_the_same_at_every_layout(kind, models, pool, tmp_path):
+    config = write_config(tmp_path, models, kind)
+    one, teacher = tmp_path / "one", tmp_path / "teacher"
+    words = [word for text in (*SHORT, f"run_dir={teacher}") for word in ("--set", text)]
+    assert finetune_alone(["--config", str(config), *words]) == 0
+    taught = [*SHORT, f"distillation.teacher={teacher}", "distillation.hidden_weight=0.5"]
+    words = [word for text in (*taught, f"run_dir={one}") for word in ("--set", text)]
+    assert finetune_alone(["--config", str(config), *words]) == 0
+    wanted = scores(json.loads((one / "results.json").read_text()))
+    for tp, zero_stage in [(1, 3), (2, 1)]:
+        run_dir = tmp_path / f"tp{tp}-zero{zero_stage}"
+        layout = [f"parallel.tensor_model_parallel_size={tp}", f"parallel.zero_stage={zero_stage}"]
+        settings = [*taught, f"run_dir={run_dir}", *layout, "batch.micro_batch_size=4"]
+        for results in pool.run("tests.support.finetuning:finetune", config=str(config), overrides=settings):
+            assert scores(results) == pytest.approx(wanted, rel=2e-3), (tp, zero_stage)
+
+
+def read(run_dir):
+    return read_parameters(find_checkpoint(run_dir))
 
 
 @pytest.mark.slow

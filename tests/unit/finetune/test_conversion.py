@@ -184,7 +184,7 @@ def test_a_foreign_bert_keeps_its_tokenizer_and_comes_back(exported, tmp_path):
         shutil.copyfile(exported / "bert" / name, foreign / name)
     told = "\n".join(import_hf(foreign, tmp_path / "run"))
     assert "cls.seq_relationship" in told and "no Headwater tokenizer.model" in told
-    codec = open_text_codec(read_source(tmp_path / "run").directory)
+    codec = open_text_codec(read_source(tmp_path / "run").directory, 900)
     plain = AutoTokenizer.from_pretrained(exported / "bert")("a return", add_special_tokens=False)[
         "input_ids"
     ]

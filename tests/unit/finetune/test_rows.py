@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,6 +15,7 @@ from finetune.task_config import (
     COLUMNS,
     ClassificationTask,
     MultiLabelTask,
+    MultipleChoiceTask,
     QuestionAnsweringTask,
     RegressionTask,
     TaggingTask,
@@ -232,3 +234,26 @@ def test_bad_questions(tmp_path):
 def test_a_record_names_what_it_lacks():
     with pytest.raises(DataError, match=r"f:1: no 'b'; the row has 'a' \(data.x in the config names it\)"):
         Record("f:1", {"a": 1}).get("b", "data.x")
+
+
+def test_choices_and_what_is_wrong_with_them(tmp_path, codec):
+    choose = task(MultipleChoiceTask(kind="multiple_choice"))
+    good = {"text": "t", "choices": ["a", "b c"], "label": "b c"}
+    rows = choose.read(write(tmp_path / "good.jsonl", good, good | {"label": 0}))
+    assert [row.label for row in rows] == [1, 0]
+    examples = choose.encode(rows, Encoder(codec, 16))
+    assert len(examples) == 2 and len(examples.sequences["tokens"]) == 4
+    batch = examples.micro_batch([1, 0])
+    assert batch["tokens"].shape[:2] == (2, 2) and batch["labels"].tolist() == [0, 1]
+    pair = [codec.cls_id, *codec.encode("t"), codec.sep_id, *codec.encode("b c"), codec.sep_id]
+    assert batch["tokens"][1, 1][batch["padding_mask"][1, 1]].tolist() == pair
+    for bad, message in (
+        ({"choices": "a"}, "'choices' must be a list of two texts or more, not \"a\""),
+        ({"choices": ["a"]}, "'choices' must be a list of two texts or more"),
+        ({"label": 2}, "'label' must be one of the choices or its number, 0 to 1, not 2"),
+        ({"label": "c"}, "'label' must be one of the choices"),
+        ({"label": True}, "'label' must be one of the choices"),
+        ({"choices": ["a", "b", "b c"]}, "3 choices, the first row of the file has 2"),
+    ):
+        with pytest.raises(DataError, match=rf"bad.jsonl:2: {re.escape(message)}"):
+            choose.read(write(tmp_path / "bad.jsonl", good, good | bad))

@@ -9,7 +9,12 @@ import random
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
+from transformers import (
+    AutoModelForMultipleChoice,
+    AutoModelForQuestionAnswering,
+    AutoTokenizer,
+    pipeline,
+)
 
 from data_tools.errors import DataError
 from finetune import evaluate, predict, train
@@ -60,6 +65,11 @@ def write_data(path, kind, count, seed):
                     "context": text,
                     "answers": [{"text": words[at], "answer_start": len(" ".join(["", *words[:at]]))}],
                 },
+                "multiple_choice": {
+                    "text": text,
+                    "choices": [FRUIT[at % 3], TOOL[at % 3]][:: 1 if at % 2 else -1],
+                    "label": at % 2 if not fruit else 1 - at % 2,
+                },
                 "sft": {"prompt": text, "response": " fruit" if fruit else " tool"},
             }
             if kind == "tagging":
@@ -80,6 +90,7 @@ SCORE = {
     "classification": ("accuracy", 0.9),
     "multi_label": ("exact_match", 0.9),
     "regression": ("pearson", 0.8),
+    "multiple_choice": ("accuracy", 0.8),
     "tagging": ("f1", 0.8),
     "question_answering": ("f1", 0.8),
 }
@@ -145,17 +156,18 @@ def test_a_task_learns_and_its_commands_agree(kind, models, tmp_path, capsys):
             set(row["prediction"]["labels"]) == set(filter(None, row["labels"].split("|")))
         ),
         "regression": lambda row: (row["prediction"]["value"] > 0) == (row["label"] > 0),
+        "multiple_choice": lambda row: row["prediction"]["choice"] == row["label"],
         "tagging": lambda row: len(row["prediction"]["tags"]) == len(row["words"]),
         "question_answering": lambda row: row["prediction"]["answer"] == row["answers"][0]["text"],
     }[kind]
     share = sum(map(right, rows)) / 37
     assert share >= 0.8
-    if kind in ("classification", "multi_label"):
+    if kind in ("classification", "multi_label", "multiple_choice"):
         assert share == pytest.approx(results[name])
     check_export(kind, tmp_path / "run", rows, tmp_path / "exported")
     errors = (scores / "errors.jsonl").read_text().splitlines()
     wrong = round(37 * (1 - results[name]))
-    if kind in ("classification", "multi_label"):
+    if kind in ("classification", "multi_label", "multiple_choice"):
         assert len(errors) == wrong
 
 
@@ -180,6 +192,16 @@ def check_export(kind, run_dir, rows, exported):
             best = int(scores.masked_fill(~allowed, -torch.inf).argmax())
             first, last = divmod(best, len(spans))
             assert row["context"][spans[first, 0] : spans[last, 1]].strip() == prediction["answer"]
+        return
+    if kind == "multiple_choice":  # nor for this
+        model = AutoModelForMultipleChoice.from_pretrained(exported)
+        tokenizer = AutoTokenizer.from_pretrained(exported)
+        for row, prediction in zip(rows[:8], predictions, strict=False):
+            encoded = tokenizer([row["text"]] * 2, row["choices"], return_tensors="pt", padding=True)
+            with torch.no_grad():
+                logits = model(**{name: value[None] for name, value in encoded.items()}).logits[0]
+            assert prediction["scores"] == pytest.approx(logits.softmax(0).tolist(), abs=1e-4)
+            assert prediction["text"] == row["choices"][int(logits.argmax())]
         return
     if kind == "tagging":
         tag = pipeline("token-classification", model=str(exported), device="cpu", ignore_labels=[])

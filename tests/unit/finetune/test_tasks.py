@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -358,9 +360,12 @@ def test_scores_of_classification_regression_and_several_labels():
     assert scores == {"f1_micro": pytest.approx(4 / 5), "f1_macro": 0.5, "exact_match": 0.5}
 
 
-def test_the_loss_of_a_response_is_on_the_response_only(codec):
+def test_the_loss_of_a_response_is_on_the_response_only(codec, tmp_path):
     sft = task(SftTask(kind="sft", template="Q: {prompt}\nA:"))
-    rows = [PromptRow("f:1", "What is it?", " a value"), PromptRow("f:2", "x", " the statement" * 30)]
+    path = tmp_path / "rows.jsonl"
+    written = [("What is it?", " a value"), ("x", " the statement" * 30)]
+    path.write_text("".join(json.dumps({"prompt": p, "response": r}) + "\n" for p, r in written))
+    rows = sft.read(path)
     examples = sft.encode(rows, Encoder(codec, 40))
     prompt = codec.encode("Q: What is it?\nA:")
     response = [*codec.encode(" a value"), codec.eod_id]

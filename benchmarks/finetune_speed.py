@@ -1,0 +1,91 @@
+"""Finetuning next to transformers' Trainer, and generation with and without the cache.
+
+    python -m benchmarks.finetune_speed --hf MODEL --data runs/finetune-tasks/data --out runs/finetune-speed
+
+`--hf` is a BERT in Hugging Face's format, such as all-MiniLM-L6-v2; the task is the classification of
+docstrings in `benchmarks.finetune_tasks`. Both have the same rows, batch size, learning rates, weight decay,
+clipping, dropout and fp32, and take turns; seconds are those of the training loop, after start-up. Needs
+accelerate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+from benchmarks.machine import describe
+
+RESULT = "=== result"
+"""What a worker prints before its answer."""
+
+SEEDS = (1, 2, 3)
+TRAINERS = ("headwater", "trainer")
+SETTINGS: dict[str, Any] = {"lr": 2e-4, "batch": 16, "steps": 60, "warmup": 6, "seq_length": 96, "rows": 960}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print the tables; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--hf", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="directory for runs and results")
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--only", choices=("train", "generate"))
+    args = parser.parse_args(argv)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.only != "generate":
+        print(train_all(args))
+    if args.only != "train":
+        print(worker("benchmarks.finetuning.generation", {"threads": args.threads}))
+    print(f"\n{describe()}, {args.threads} threads")
+    return 0
+
+
+def train_all(args: argparse.Namespace) -> str:
+    """Six runs in turn; the table."""
+    rows = (args.data / "python" / "classification" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    train = args.out / "train.jsonl"
+    train.write_text("\n".join(rows[: SETTINGS["rows"]]) + "\n", encoding="utf-8")
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in TRAINERS}
+    for seed in SEEDS:
+        for name in TRAINERS:
+            wanted = SETTINGS | {
+                "hf": str(args.hf),
+                "out": str(args.out),
+                "train": str(train),
+                "validation": str(args.data / "python" / "classification" / "validation.jsonl"),
+                "seed": seed,
+                "threads": args.threads,
+            }
+            found[name].append(json.loads(worker(f"benchmarks.finetuning.{name}", wanted)))
+            print(f"{name}, seed {seed}: {found[name][-1]}", flush=True)
+    lines = ["| | accuracy, % | seconds, median (least, most) |", "|---|---|---|"]
+    for name, results in found.items():
+        accuracy = [100 * result["accuracy"] for result in results]
+        seconds = [result["seconds"] for result in results]
+        times = f"{median(seconds):.1f} ({min(seconds):.1f}, {max(seconds):.1f})"
+        lines.append(f"| {name} | {mean(accuracy):.1f} ± {stdev(accuracy):.1f} | {times} |")
+    return "\n".join(lines)
+
+
+def worker(module: str, settings: dict[str, Any]) -> str:
+    """What a process of its own prints behind RESULT."""
+    variables = os.environ | {"OMP_NUM_THREADS": str(settings["threads"])}
+    command = [sys.executable, "-m", module, json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, env=variables)
+    if done.returncode:
+        raise SystemExit(f"{module} failed:\n{done.stdout}\n{done.stderr}")
+    return done.stdout.split(RESULT)[-1].strip()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

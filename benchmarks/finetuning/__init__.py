@@ -1,0 +1,1 @@
+"""Comparisons of finetuned models, and the real data that they are made on."""

@@ -1,0 +1,39 @@
+"""Runs with several seeds."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from finetune.sweep import summary
+from pretrain.config import ConfigError
+from tests.unit.finetune.test_finetune_run import own_process  # noqa: F401 (autouse)
+from tests.unit.finetune.test_task_runs import models, write_config  # noqa: F401
+
+
+def test_the_summary_of_a_sweep():
+    results = [{"accuracy": a, "n": 3, "labels": []} for a in (0.5, 0.7, 0.6)]
+    (only,) = summary(results).items()
+    assert only == (
+        "accuracy",
+        {"mean": pytest.approx(0.6), "stdev": pytest.approx(0.1), "min": 0.5, "max": 0.7},
+    )
+
+
+def test_a_sweep_runs_each_seed(models, tmp_path, capfd):  # noqa: F811
+    config = write_config(tmp_path, models, "classification")
+    with pytest.raises(ConfigError, match="two or more, all different"):
+        run_sweep(config, "1", "1")
+    assert run_sweep(config, "1", "2") == 0
+    found = json.loads((tmp_path / "run" / "sweep.json").read_text())
+    each = [json.loads((tmp_path / "run" / f"seed-{n}" / "results.json").read_text()) for n in (1, 2)]
+    assert [r["seed"] for r in each] == [1, 2]
+    assert found["scores"]["loss"]["mean"] == pytest.approx(sum(r["loss"] for r in each) / 2)
+    assert "2 seeds; see" in capfd.readouterr().out
+
+
+def run_sweep(config, *seeds):
+    from finetune.train import main
+
+    return main(["--config", str(config), "--set", "training.train_steps=2", "--seeds", *seeds])
