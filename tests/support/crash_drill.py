@@ -13,6 +13,7 @@ from it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing.connection
 import os
@@ -96,7 +97,8 @@ def run_attempt(world_size: int, config: dict[str, Any], kill: Kill | None, log:
             elapsed = time.monotonic() - began
             assert elapsed < ATTEMPT_SECONDS, f"no end after {elapsed:.0f} s; see {log}:\n{log.read_text()}"
             if kill and kill.where == CLOCK and elapsed > kill.after_seconds:
-                os.kill(pool._processes[kill.rank].pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # dead already, and not yet reported
+                    os.kill(pool._processes[kill.rank].pid, signal.SIGKILL)
             multiprocessing.connection.wait([process.sentinel for process in pool._processes], timeout=0.05)
             if any(not process.is_alive() for process in pool._processes):
                 assert kill, f"a rank died by itself:\n{log.read_text()}"
