@@ -186,7 +186,9 @@ class Drill:
             run_dir = self._root / f"run-{self.tally.runs.total()}"
             while self._attempt(name, run_dir, reference, kills, say):
                 pass
-            assert trajectory(run_dir) == trajectory(reference), f"{run_dir} has another course"
+            course = zip(trajectory(run_dir), trajectory(reference), strict=True)
+            other = [(ours, theirs) for ours, theirs in course if ours != theirs]
+            assert not other, f"{run_dir} has another course: {other}"
             assert list_checkpoints(run_dir)[-1].name == f"step-{STEPS:08d}"
             self.tally.runs[name] += 1
             say(f"{name}: complete, as if undisturbed; {self.tally.kills.total()} kills so far")
