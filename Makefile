@@ -76,7 +76,8 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
 
 test-slow: $(STAMP)
-	@$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(UNIT_TESTS) $(DISTRIBUTED_TESTS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST_ARGS) $(UNIT_TESTS)
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
 
 bench: $(STAMP)
 	@for work in gpt bert-128 bert-512; do $(BIN)/python -m benchmarks.training_step --work $$work; done

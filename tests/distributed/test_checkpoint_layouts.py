@@ -51,15 +51,17 @@ def undisturbed(pools: dict[int, RankPool]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def saved(pools: dict[int, RankPool], tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    """One checkpoint after BEFORE steps from every place."""
-    directories = {}
-    for name, (ranks, layout) in PLACES.items():
-        for kind in ("gpt", "bert"):
-            run_dir = str(tmp_path_factory.mktemp(f"{kind}-{name}"))
-            directories[kind, name] = pools[ranks].run(
-                TRAIN, kind=kind, layout=layout, steps=BEFORE, save=run_dir
-            )[0]["directory"]
-    return directories
+    """By (kind, place): a checkpoint after BEFORE steps, made when it is first asked for."""
+
+    class Saved(dict[tuple[str, str], str]):
+        def __missing__(self, key: tuple[str, str]) -> str:
+            kind, (ranks, layout) = key[0], PLACES[key[1]]
+            run_dir = str(tmp_path_factory.mktemp("-".join(key)))
+            (result, *_) = pools[ranks].run(TRAIN, kind=kind, layout=layout, steps=BEFORE, save=run_dir)
+            self[key] = str(result["directory"])
+            return self[key]
+
+    return Saved()
 
 
 @pytest.mark.distributed

@@ -53,9 +53,8 @@ def scores(results):
     return {name: value for name, value in results.items() if isinstance(value, float)}
 
 
-@pytest.mark.parametrize(
-    "kind", ["classification", *(pytest.param(kind, marks=pytest.mark.slow) for kind in OTHERS)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["classification", *OTHERS])
 def test_every_layout_has_the_scores_of_one_rank(kind, models, pool, tmp_path):
     config = write_config(tmp_path, models, kind)
     extra = ["task.stride=4"] if kind == "question_answering" else []

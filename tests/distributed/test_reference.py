@@ -189,5 +189,5 @@ def padded_slice(tp: int) -> list[float]:
 def test_a_rank_may_hold_nothing_but_padding(pools: dict[int, RankPool]) -> None:
     split = pools[2].run("tests.distributed.test_reference:padded_slice", tp=2)
     (whole,) = pools[1].run("tests.distributed.test_reference:padded_slice", tp=1)
-    assert split[0] == split[1] == pytest.approx(whole, abs=1e-6)
+    assert split[0] == split[1] == pytest.approx(whole, rel=1e-6, abs=1e-6)
     assert len(whole) == 1 + 9 * 4 + 16 * 4

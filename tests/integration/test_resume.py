@@ -48,7 +48,7 @@ def test_undisturbed_run_is_complete(undisturbed: dict[str, Path]) -> None:
     assert kept == ["step-00000015", "step-00000016"]  # keep_last: 2
 
 
-@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize("kind", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
 def test_kill_9_then_the_same_command(
     kind: str, corpus: Path, undisturbed: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ def test_the_summary_of_a_sweep():
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_each_seed(models, tmp_path, capfd):  # noqa: F811
     config = write_config(tmp_path, models, "classification")
     with pytest.raises(ConfigError, match="two or more, all different"):

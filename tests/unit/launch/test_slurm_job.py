@@ -161,6 +161,7 @@ def test_what_would_fail_again_is_not_requeued(scene, code):
     assert "starting again would not help" in output
 
 
+@pytest.mark.slow
 def test_crashes_are_requeued_a_limited_number_of_times(scene):
     for _ in range(2):
         _, output = scene.run(FAKE_RANK_3="exit:9")
