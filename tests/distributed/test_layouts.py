@@ -104,12 +104,18 @@ def test_bert_equals_one_rank(pools: dict[int, RankPool], references: dict[str, 
 
 @pytest.mark.distributed
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", PAIRWISE, ids=str)
-@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize(
+    ("kind", "layout"),
+    [*(("gpt", layout) for layout in PAIRWISE), *(("bert", layout) for layout in PAIRWISE[::2])],
+    ids=str,
+)
 def test_every_pair_of_settings_equals_one_rank(
     pools: dict[int, RankPool], references: dict[str, Any], kind: str, layout: Laid
 ) -> None:
-    """Each value of TP, DP, ZeRO, SP, recompute, accumulation and precision with each of every other."""
+    """Each value of TP, DP, ZeRO, SP, recompute, accumulation and precision with each of every other.
+
+    For BERT half of these layouts: the parallel layers are GPT's.
+    """
     check(pools, references, kind, layout)
 
 
