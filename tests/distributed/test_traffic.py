@@ -56,7 +56,7 @@ def configured(kind: str, layout: Laid) -> Any:
 @pytest.mark.parametrize(
     ("kind", "layout"),
     [
-        *(("gpt", layout) for layout in LAYOUTS),
+        *(("gpt", LAYOUTS[number]) for number in (0, 1, 2, 3, 5, 7)),
         ("llama", LAYOUTS[4]),
         ("llama", LAYOUTS[8]),
         ("bert", LAYOUTS[7]),
