@@ -39,12 +39,7 @@ RUN_COMMANDS = {"trace": "pretrain.data.trace", "audit": "pretrain.data.audit"}
 """`headwater data` commands that look at a run; data_tools knows no runs."""
 
 OWN_PACKAGES = ("data_tools", "finetune", "launch", "pretrain")
-EXTRAS = {
-    "seqeval": "finetune",
-    "sklearn": "finetune",
-    "tokenizers": "hf",
-    "transformers": "hf",
-}
+EXTRAS = {"seqeval": "finetune", "sklearn": "finetune", "tokenizers": "hf", "transformers": "hf"}
 """Packages that only an extra of the distribution installs."""
 
 USAGE = """usage: headwater GROUP ...   (headwater GROUP --help explains a group)

@@ -64,7 +64,7 @@ def model_state_bytes(
         precision: fp32, bf16 or fp16.
         gradient_bytes: Of one gradient element; ours accumulate in fp32 at every precision.
     """
-    weight = 4 if precision == "fp32" else 2
+    weight = weight_bytes(precision)
     # Two fp32 moments, and the fp32 copy that DeepSpeed's partitioned optimizers update; a lone data rank
     # needs none in fp32 (pretrain.config.deepspeed.running_stage).
     one_copy = precision == "fp32" and (zero_stage == 0 or (zero_stage < 3 and data_ranks == 1))
@@ -74,6 +74,11 @@ def model_state_bytes(
         size * parameters // parts for size, parts in zip((weight, gradient_bytes, state), split, strict=True)
     )
     return weights, gradients, optimizer
+
+
+def weight_bytes(precision: str) -> int:
+    """Bytes of a weight, and of an activation, in the compute type."""
+    return 4 if precision == "fp32" else 2
 
 
 def activation_bytes(config: RunConfig) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from launch.estimate import weight_bytes
 from pretrain.config import RunConfig
 from pretrain.config.derive import (
     data_parallel_size,
@@ -67,7 +68,7 @@ def _activations(config: RunConfig, micro_batches: int) -> list[Traffic]:
     """
     model, batch = config.model, config.batch
     layers = model.num_layers
-    whole = batch.seq_length * batch.micro_batch_size * model.hidden_size * _element_bytes(config)
+    whole = batch.seq_length * batch.micro_batch_size * model.hidden_size * weight_bytes(config.precision)
     again = 2 * layers if config.training.recompute == "full" else 0
     predicted = 1.0 if model.kind == "gpt" else config.data.masking.mask_probability
     if not config.parallel.sequence_parallel:
@@ -106,7 +107,7 @@ def _model_states(config: RunConfig, data_ranks: int, micro_batches: int) -> lis
     stage = config.parallel.zero_stage
     parameters = parameter_count(config.model) / config.parallel.tensor_model_parallel_size
     gradients = parameters * _gradient_bytes(config)
-    weights = parameters * _element_bytes(config)
+    weights = parameters * weight_bytes(config.precision)
     if stage < 3:
         reductions = micro_batches if stage == 2 else 1
         lines: list[tuple[str, Operation, float]] = [("gradients", "all-reduce", reductions * gradients)]
@@ -127,10 +128,6 @@ def _model_states(config: RunConfig, data_ranks: int, micro_batches: int) -> lis
 def _layer_share(model: ModelConfig) -> float:
     """The part of the parameters that is in layers."""
     return 1.0 - parameter_count(model.model_copy(update={"num_layers": 0})) / parameter_count(model)
-
-
-def _element_bytes(config: RunConfig) -> int:
-    return 4 if config.precision == "fp32" else 2
 
 
 def _gradient_bytes(config: RunConfig) -> int:
