@@ -1,6 +1,7 @@
 """Planted faults: tests and drills ask through the environment for a rank to die or wait at a certain point.
 
     HEADWATER_FAULT="save.state kill rank=1 nth=2"    the second time that rank 1 comes to this point
+    HEADWATER_FAULT="train slow"                       every time that rank 0 comes to this point
     HEADWATER_FAULT_ONCE=/path/of/a/file              only if this file does not exist yet; it is made
 
 Without the variable a point costs a look into a dictionary.
@@ -16,12 +17,12 @@ from collections import Counter
 from pathlib import Path
 
 VARIABLE, ONCE = "HEADWATER_FAULT", "HEADWATER_FAULT_ONCE"
-PAUSE_SECONDS = 3.0
+PAUSE_SECONDS, SLOW_SECONDS = 3.0, 0.25
 _passed: Counter[str] = Counter()
 
 
 def fault(point: str) -> None:
-    """Do here what the environment asks for, if it names this point: kill, hang, pause or full (the disk)."""
+    """Do here what the environment asks for, if it names this point: kill, hang, pause, full (the disk) or slow."""
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return
@@ -30,6 +31,9 @@ def fault(point: str) -> None:
         return
     limits = dict(condition.split("=") for condition in conditions)
     if os.environ.get("RANK", "0") != limits.get("rank", "0"):
+        return
+    if action == "slow":
+        time.sleep(SLOW_SECONDS)
         return
     _passed[point] += 1
     if _passed[point] == int(limits.get("nth", "1")) and _is_first():
@@ -57,4 +61,4 @@ def _act(point: str, action: str) -> None:
     elif action == "full":
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), point)
     else:
-        raise ValueError(f"{VARIABLE}: {action!r} is none of kill, hang, pause, full")
+        raise ValueError(f"{VARIABLE}: {action!r} is none of kill, hang, pause, slow, full")

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from launch import attempts
-from launch.record import LaunchRecord, read_record, write_record
+from launch.record import LaunchRecord, write_record
 from tests.slurm.support import Cluster
 from tests.support.bounds import MINUTE, within
 from tests.support.runs import HEADWATER, REPOSITORY, finish, start
@@ -86,28 +86,6 @@ def test_scancel_reaches_the_ranks_and_ends_the_job(cluster: Cluster, submitter:
     cluster.until(lambda: "the job was cancelled" in submitter.log(job), "a verdict")
     for rank in (0, 1):
         assert "saved on SIGTERM" in submitter.rank_log(rank)
-
-
-def test_three_time_limits_where_requeues_are_refused_are_a_chain_of_jobs(
-    cluster: Cluster, submitter: Submitter
-) -> None:
-    """The signal is the one that SLURM sends before the limit."""
-    script = submitter.script(behaviour="complete-in-attempt:4", sbatch_options=["--no-requeue"], nodes=1)
-    job = cluster.submit(script)
-    write_record(submitter.run_dir, LaunchRecord(backend="slurm", argv=(), directory="/", job_id=job))
-    log_dir = submitter.run_dir / "logs"
-    for hop in (1, 2, 3):
-        cluster.until(lambda n=hop: submitter.rank_log(0).count("ready") == n, "a rank that waits")
-        cluster.run("scancel", "--batch", "--signal=USR1", str(read_record(submitter.run_dir).job_id))
-        cluster.until(lambda n=hop: "next_job" in attempts.read(log_dir)[n - 1], "another job")
-    (ended,) = cluster.wait([str(read_record(submitter.run_dir).job_id)])
-    chain = attempts.read(log_dir)
-    assert ended.state == "COMPLETED" and [one["exit_code"] for one in chain] == [75, 75, 75, 0]
-    assert [one["next_job"] for one in chain[:3]] == [one["job"] for one in chain[1:]]
-    assert submitter.rank_log(0).count("saved on SIGUSR1") == 3
-    assert "cannot requeue the job: " in submitter.log(job)
-    code, told = submitter.headwater("status", str(submitter.run_dir))
-    assert code == 0 and f"job {chain[3]['job']} is completed" in told, told
 
 
 def test_stop_saves_and_the_run_rests(cluster: Cluster, submitter: Submitter) -> None:

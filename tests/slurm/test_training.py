@@ -54,3 +54,28 @@ def test_losses_survive_a_time_limit_and_a_crashed_node(
     assert "all-reduce over 2 nodes, 2 ranks: right" in (run_dir / "logs" / f"slurm-{job}.log").read_text()
     assert losses(run_dir) == pytest.approx(undisturbed, rel=1e-4)
     assert json.loads((run_dir / "launch.json").read_text())["job_id"] == job
+
+
+def test_time_limits_shorter_than_the_run_are_a_chain_of_jobs(
+    cluster: Cluster, corpus: Path, undisturbed: list[float], tmp_path: Path
+) -> None:
+    """Only SLURM's clock ends an attempt. Requeues are refused, so each limit takes another job."""
+    description, run_dir = tmp_path / "cluster.yaml", tmp_path / "run"
+    fields = {"kind": "slurm", "nodes": 1, "ranks_per_node": 1, "time_limit": "1", "signal_lead_seconds": 1}
+    slow = {"env": {"HEADWATER_FAULT": "train slow"}, "preflight": {"all_reduce_seconds": 0}}
+    description.write_text(yaml.safe_dump(fields | slow | {"sbatch_options": ["--no-requeue"]}))
+    words = [*run_words(corpus, run_dir), "--set", "parallel.tensor_model_parallel_size=1"]
+    job_of(launch(cluster, "slurm", *words, "--cluster", description))
+
+    def ended() -> bool:
+        chain = attempts.read(run_dir / "logs")
+        return bool(chain) and chain[-1].get("action") not in (None, "requeue")
+
+    cluster.until(ended, "an attempt that is not followed by another", 600.0)
+    chain = attempts.read(run_dir / "logs")
+    assert len(chain) > 3 and [one["exit_code"] for one in chain] == [75] * (len(chain) - 1) + [0], chain
+    assert [one["next_job"] for one in chain[:-1]] == [one["job"] for one in chain[1:]]
+    log = (run_dir / "logs" / f"slurm-{chain[0]['job']}.log").read_text()
+    assert "cannot requeue the job: " in log and "saving" in log
+    assert f"job {chain[-1]['job']} is completed" in launch(cluster, "status", run_dir)
+    assert losses(run_dir) == pytest.approx(undisturbed, rel=1e-4)

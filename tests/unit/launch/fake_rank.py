@@ -34,10 +34,6 @@ def main() -> int:
         os.kill(os.getppid(), signal.SIGKILL)
     if behaviour == "suicide":
         os.kill(os.getpid(), signal.SIGKILL)
-    if behaviour == "complete-in-attempt":
-        if os.environ["HEADWATER_ATTEMPT"] == argument:
-            return 0
-        behaviour, argument = "save-on", "SIGUSR1"
     if behaviour == "save-on":
         received = []
         signal.signal(signal.Signals[argument], lambda number, _: received.append(number))
