@@ -22,7 +22,7 @@ _passed: Counter[str] = Counter()
 
 
 def fault(point: str) -> None:
-    """Do here what the environment asks for, if it names this point: kill, hang, pause, full (the disk) or slow."""
+    """Do here what the environment asks for, if it names this point (`_act`; slow: each time)."""
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return
