@@ -3,7 +3,7 @@
 #   --nodes N            nodes, named node1 to nodeN (default 2)
 #   --cpus N --mem MB    what each node claims to have (default 8, 8000)
 #   --gpus N             fake GPUs of each node (default 4)
-#   --ssh                sshd on every node, keys, and DIR/ssh/ssh_config
+#   --ssh                sshd on every node, keys, DIR/ssh/ssh_config; pdsh and mpirun
 #   --install            install missing packages with apt-get
 #   --slurmd-timeout S --kill-wait S --cred-expire S
 # Every node is a set of Linux namespaces with its own address, host name, processes, /dev/shm and /run; the
@@ -49,7 +49,7 @@ install_packages() {
         command -v "${pair%%:*}" >/dev/null || wanted+=("${pair##*:}")
     done
     if [ "$SSH" = 1 ]; then
-        for pair in sshd:openssh-server ssh:openssh-client pdsh:pdsh; do
+        for pair in sshd:openssh-server ssh:openssh-client pdsh:pdsh mpirun:openmpi-bin; do
             command -v "${pair%%:*}" >/dev/null || wanted+=("${pair##*:}")
         done
     fi
