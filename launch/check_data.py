@@ -1,7 +1,8 @@
 """The data part of `headwater check`: corpora against the config, read with the standard library only.
 
 `data_tools.shard_format` describes the format and reads it in training; a login node has neither numpy nor
-torch, so this reads the manifests' JSON alone and compares sizes, not contents.
+torch, so this reads the manifests' JSON alone and compares sizes, not contents. What lies behind a URL or a
+command it leaves to the ranks, which check it when they open it.
 """
 
 from __future__ import annotations
@@ -34,11 +35,14 @@ class _Split:
 
 def data_findings(config: RunConfig) -> list[Finding]:
     """Check every corpus of a run: manifests, shards, tokenizer, vocabulary, sentences, epochs."""
-    sha256, findings = _tokenizer_sha256(_tokenizer_path(config))
+    sha256, findings = _tokenizer_findings(config)
     without_validation: list[str] = []
     total_weight = sum(corpus.weight for corpus in config.data.corpora)
     splits = ["train", "validation"] if config.training.eval_interval else ["train"]
     for corpus in config.data.corpora:
+        if _is_url(corpus.path):
+            findings.append(Finding("ok", "data", f"corpus {corpus.name}: the ranks look at {corpus.path}"))
+            continue
         for name in splits:
             if name == "validation" and not (Path(corpus.path) / name / "manifest.json").exists():
                 without_validation.append(corpus.name)
@@ -46,6 +50,7 @@ def data_findings(config: RunConfig) -> list[Finding]:
             split, problems = _read_split(f"corpus {corpus.name}, {name}", Path(corpus.path) / name)
             if split is not None:
                 problems += _split_problems(split, config, sha256)
+                problems += [] if corpus.shards else _shard_problems(split)
             findings += [Finding("error", "data", problem) for problem in problems]
             if split is not None and not problems:
                 share = corpus.weight / total_weight if name == "train" else None
@@ -63,21 +68,26 @@ def _validation_findings(without: list[str], corpora: int) -> list[Finding]:
     ]
 
 
-def _tokenizer_path(config: RunConfig) -> Path:
-    """`data.tokenizer`, or the one in the first corpus: the name tells its kind, only one is there."""
-    if config.data.tokenizer:
-        return Path(config.data.tokenizer)
-    paths = [Path(config.data.corpora[0].path) / name for name in TOKENIZER_NAMES]
-    return next((path for path in paths if path.is_file()), paths[0])
-
-
-def _tokenizer_sha256(path: Path) -> tuple[str | None, list[Finding]]:
+def _tokenizer_findings(config: RunConfig) -> tuple[str | None, list[Finding]]:
+    """The hash of `data.tokenizer` or of the one in the first corpus (None if not known), and the findings."""
+    named = config.data.tokenizer or config.data.corpora[0].path
+    if _is_url(named):
+        return None, [Finding("ok", "tokenizer", f"the ranks read that of {named}")]
+    path = Path(named)
+    if not config.data.tokenizer or path.is_dir():  # the name tells its kind, only one is there
+        paths = [path / name for name in TOKENIZER_NAMES]
+        path = next((one for one in paths if one.is_file()), paths[0])
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         text = f"{path}: {error.strerror}; set data.tokenizer or prepare the corpus"
         return None, [Finding("error", "tokenizer", text)]
     return digest, [Finding("ok", "tokenizer", f"{path} (sha256 {digest[:12]})")]
+
+
+def _is_url(path: str) -> bool:
+    """As `pretrain.data` tells corpora behind URLs."""
+    return "://" in path
 
 
 def _read_split(name: str, directory: Path) -> tuple[_Split | None, list[str]]:
@@ -103,7 +113,7 @@ def _read_split(name: str, directory: Path) -> tuple[_Split | None, list[str]]:
 
 def _split_problems(split: _Split, config: RunConfig, tokenizer_sha256: str | None) -> list[str]:
     manifest, model = split.manifest, config.model
-    problems = list(_shard_problems(split))
+    problems = []
     if tokenizer_sha256 is not None and manifest["tokenizer_sha256"] != tokenizer_sha256:
         problems.append(
             f"{split.name}: its shards were written with another tokenizer (sha256 "

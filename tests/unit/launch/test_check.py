@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from launch import check, check_data, cli
+from launch.jobs import load_job
 from pretrain.config import load_config
 
 REPO = Path(__file__).parents[3]
@@ -120,6 +121,24 @@ def test_each_fault_of_the_data_is_an_error(capsys, run, spoil, message):
 def test_validation_is_not_needed_without_evaluation(capsys, run):
     break_validation(run.parent / "corpus")
     assert headwater_check(capsys, run, "--set", "training.eval_interval=0")[0] == 0
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/corpus", "https://host/corpus"])
+def test_a_corpus_behind_a_url_is_left_to_the_ranks(capsys, run, url):
+    code, out = headwater_check(capsys, run, "--set", f"data.corpora.0.path={url}")
+    assert code == 0, out
+    assert f"corpus c: the ranks look at {url}" in out
+    assert load_job(run, [f"data.corpora.0.path={url}"], 1).data_problems() == []
+
+
+def test_shards_behind_a_command_are_left_to_the_ranks_but_their_manifest_is_not(capsys, run):
+    command = ("--set", "data.corpora.0.shards=pipe:cat /elsewhere/{shard}")
+    for shard in (run.parent / "corpus").glob("*/*.tar"):
+        shard.unlink()
+    assert headwater_check(capsys, run, *command)[0] == 0
+    change_manifest(run.parent / "corpus" / "train", vocab_size=100)
+    code, out = headwater_check(capsys, run, *command)
+    assert code == 2 and "vocab_size 100" in out
 
 
 def test_bert_needs_sentences(capsys, run):
