@@ -62,6 +62,8 @@ def refusals(parallel: Mapping[str, Any], precision: str, deepspeed: Mapping[str
         deepspeed: The `deepspeed` section.
     """
     stage, tp = parallel["zero_stage"], parallel["tensor_model_parallel_size"]
+    if malformed := list(_malformed(deepspeed)):
+        return malformed
     return [
         *_precision_refusals(stage, precision),
         *_sequence_refusals(tp, parallel["sequence_parallel"]),
@@ -94,6 +96,21 @@ def _sequence_refusals(tp: int, split: bool) -> Iterator[str]:
             "parallel.sequence_parallel: needs parallel.tensor_model_parallel_size of 2 or more; it splits "
             "activations over the tensor-parallel ranks"
         )
+
+
+def _malformed(deepspeed: Mapping[str, Any]) -> Iterator[str]:
+    """Keys that we look into and that are not what DeepSpeed takes there."""
+    for section in dict.fromkeys(section for section, _ in _UNSUPPORTED):
+        if not isinstance(deepspeed.get(section) or {}, Mapping):
+            yield f"deepspeed.{section}: {deepspeed[section]!r} is no section; write keys below it"
+    where, zero = "deepspeed.zero_optimization", deepspeed.get("zero_optimization") or {}
+    if not isinstance(zero, Mapping):
+        return
+    for key in ("offload_optimizer", "offload_param"):
+        if not isinstance(zero.get(key) or {}, Mapping):
+            yield f"{where}.{key}: {zero[key]!r} is no section; write {key}: {{device: cpu}}"
+    if not isinstance(zero.get("zero_hpz_partition_size", 1), int):
+        yield f"{where}.zero_hpz_partition_size: {zero['zero_hpz_partition_size']!r} is no number of ranks"
 
 
 def _unsupported(deepspeed: Mapping[str, Any]) -> Iterator[str]:

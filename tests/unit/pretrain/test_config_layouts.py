@@ -49,6 +49,23 @@ def test_offload_and_zero_plus_plus(extra: str, allowed: set[tuple[int, int]]) -
     assert found == allowed
 
 
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("deepspeed.zero_optimization=2", "deepspeed.zero_optimization: 2 is no section"),
+        ("deepspeed.fp16=true", "deepspeed.fp16: True is no section"),
+        ("deepspeed.zero_optimization.offload_optimizer=cpu", "write offload_optimizer: {device: cpu}"),
+        ("deepspeed.zero_optimization.offload_param=cpu", "write offload_param: {device: cpu}"),
+        ("deepspeed.zero_optimization.zero_hpz_partition_size=all", "'all' is no number of ranks"),
+    ],
+)
+def test_a_value_where_deepspeed_has_a_section_is_told(override: str, expected: str) -> None:
+    for world_size in (None, 2):
+        with pytest.raises(ConfigError) as caught:
+            load_config(TINY, [override], world_size)
+        assert len(caught.value.problems) == 1 and expected in caught.value.problems[0]
+
+
 def test_offload_switched_off_is_no_offload() -> None:
     assert not refused(0, zero={"offload_optimizer": {"device": "none"}, "offload_param": None})
 
