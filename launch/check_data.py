@@ -69,7 +69,7 @@ def _validation_findings(without: list[str], corpora: int) -> list[Finding]:
 
 
 def _tokenizer_findings(config: RunConfig) -> tuple[str | None, list[Finding]]:
-    """The hash of `data.tokenizer` or of the one in the first corpus (None if not known), and the findings."""
+    """Hash of `data.tokenizer`, or of that of the first corpus (None: not known), and the findings."""
     named = config.data.tokenizer or config.data.corpora[0].path
     if _is_url(named):
         return None, [Finding("ok", "tokenizer", f"the ranks read that of {named}")]

@@ -15,7 +15,7 @@ from launch.machine import free_port, has_accelerator, usable_cores
 from launch.plan import LaunchPlan, rank_environment
 from launch.record import LaunchRecord, write_record
 from pretrain.config import ConfigError
-from pretrain.config.arguments import add_run_arguments, positive_int
+from pretrain.config.arguments import add_run_arguments, non_negative_int, positive_int
 from pretrain.config.identity import check_run_directory, lock_run_directory
 
 LOCAL_EXAMPLES = """examples:
@@ -122,7 +122,7 @@ def _add_local(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="cluster configuration, kind: local")
     parser.add_argument(
         "--max-restarts",
-        type=int,
+        type=non_negative_int,
         default=0,
         metavar="N",
         help="start the ranks again after a crash, a killed rank or a hang, at most N times",

@@ -18,6 +18,7 @@ from launch import attempts, slurm_control
 from launch.output import tail
 from launch.record import FILE_NAME, LaunchRecord, read_record
 from pretrain.config import ConfigError
+from pretrain.config.arguments import non_negative_int, positive_int
 from pretrain.config.exit_codes import OK
 from pretrain.config.run_files import BEAT_SECONDS, HEARTBEATS, OWNER, STOP_FILE
 
@@ -38,10 +39,12 @@ def add_commands(backends: argparse._SubParsersAction[argparse.ArgumentParser]) 
         parser = backends.add_parser(name, help=text, description=text, allow_abbrev=False)
         parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run_dir of its config")
         if name == "logs":
-            parser.add_argument("--rank", type=int, metavar="N", help="a rank's log (default: 0)")
+            parser.add_argument(
+                "--rank", type=non_negative_int, metavar="N", help="a rank's log (default: 0)"
+            )
             parser.add_argument("--job", action="store_true", help="the job's own log: nodes, requeues")
             parser.add_argument(
-                "-n", dest="lines", type=int, default=20, metavar="N", help="lines at the end"
+                "-n", dest="lines", type=positive_int, default=20, metavar="N", help="lines at the end"
             )
             parser.add_argument("-f", dest="follow", action="store_true", help="go on as it grows")
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from data_tools.errors import DataError
 from data_tools.tokenizer import Tokenizer
+from pretrain.config.arguments import non_negative_int, positive_int
 from pretrain.data.feed import Corpus, Feed, Located
 from pretrain.data.gpt_samples import GptSamples
 from pretrain.data.ledger import Attempt, effective, read_ledger
@@ -157,15 +158,27 @@ def main(argv: Sequence[str]) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="run directory")
-    parser.add_argument("--step", type=int, required=True, metavar="N", help="optimizer step, from 1")
-    parser.add_argument("--rank", type=int, metavar="R", help="only this data-parallel rank")
     parser.add_argument(
-        "--chars", type=int, default=200, metavar="N", help="characters of each text; 0 for all (200)"
+        "--step", type=positive_int, required=True, metavar="N", help="optimizer step, from 1"
+    )
+    parser.add_argument("--rank", type=non_negative_int, metavar="R", help="only this data-parallel rank")
+    parser.add_argument(
+        "--chars",
+        type=non_negative_int,
+        default=200,
+        metavar="N",
+        help="characters of each text; 0 for all (200)",
     )
     arguments = parser.parse_args(argv)
+    ranks = 0
     for sample in trace_step(arguments.run, arguments.step):
+        ranks = sample.rank + 1
         if arguments.rank in (None, sample.rank):
             print("\n".join(_lines(sample, arguments.chars)))
+    if arguments.rank is not None and arguments.rank >= ranks:
+        raise DataError(
+            f"--rank {arguments.rank}: step {arguments.step} had data-parallel ranks 0 to {ranks - 1}"
+        )
     return 0
 
 

@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pretrain.config import ConfigError, load_config
-from pretrain.config.arguments import add_run_arguments
+from pretrain.config.arguments import add_run_arguments, positive_int
 from pretrain.parity.layouts import Layout, product_of_layouts
 from pretrain.parity.shrink import shrunk
 
@@ -148,7 +148,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     which.add_argument("--all", action="store_true", help="every allowed layout")
     parser.add_argument(
-        "--nproc", type=int, default=4, metavar="N", help="ranks at most, 8 for all layouts (default 4)"
+        "--nproc",
+        type=positive_int,
+        default=4,
+        metavar="N",
+        help="ranks at most, 8 for all layouts (default 4)",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the table as Markdown, row by row")
     parser.add_argument(

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from pretrain.config import ConfigError, RunConfig, load_config
-from pretrain.config.arguments import add_run_arguments
+from pretrain.config.arguments import add_run_arguments, positive_int
 
 EXAMPLES = """examples:
   headwater simulate --config configs/gpt/175b.yaml --nproc 1024 --rank 777
@@ -135,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add_run_arguments(parser)
-    parser.add_argument("--nproc", type=int, required=True, metavar="N", help="ranks of the job")
+    parser.add_argument("--nproc", type=positive_int, required=True, metavar="N", help="ranks of the job")
     parser.add_argument("--rank", type=int, default=0, metavar="R", help="which one to build (default 0)")
     return parser
 

@@ -69,3 +69,21 @@ def test_nproc_must_be_positive(capsys, nproc):
         launch("--nproc", nproc, "--config", TINY)
     assert error.value.code == 2
     assert "--nproc" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["launch", "local", "--nproc", "1", "--config", TINY, "--max-restarts", "-1"],
+        ["launch", "logs", "runs/x", "-n", "0"],
+        ["launch", "logs", "runs/x", "--rank", "-1"],
+        ["simulate", "--config", TINY, "--nproc", "0"],
+        ["parity", "--config", TINY, "--nproc", "0"],
+        ["data", "trace", "--run", "runs/x", "--step", "0"],
+    ],
+)
+def test_counts_that_cannot_be_are_refused_with_their_option(capsys, words):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    assert f"argument {words[-2]}" in capsys.readouterr().err

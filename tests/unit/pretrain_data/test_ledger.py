@@ -178,6 +178,7 @@ def test_errors_name_what_is_missing(corpora, tmp_path, capsys):
     assert headwater(["data", "trace", "--run", str(tmp_path), "--step", "13"]) == 2
     assert "has steps 1 to 12" in capsys.readouterr().err
     assert headwater(["data", "trace", "--run", str(tmp_path), "--step", "8", "--rank", "2"]) == 0
+    assert headwater(["data", "trace", "--run", str(tmp_path), "--step", "8", "--rank", "3"]) == 2
     out = capsys.readouterr().out
     assert out.count("rank 2  sample") == 10 and "rank 0" not in out
     assert "train-0000" in out and "byte " in out
