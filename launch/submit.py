@@ -40,15 +40,12 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> int:
         raise ConfigError("kind: local; `headwater launch local` runs there", source=str(args.cluster))
     job = load_job(args.config, args.overrides)
     tasks = array_tasks(job.config.run_dir, args.array)
-    jobs = [job]
-    if tasks:
-        jobs = [load_job(args.config, task_overrides(args.overrides, task)) for task in tasks]
+    jobs = [load_job(args.config, task_overrides(args.overrides, task)) for task in tasks] or [job]
+    plan = make_plan(args, jobs, cluster, tasks, Path(job.config.run_dir))
     for one in jobs:
-        usable_node_counts(one.config, cluster)
         check_run_directory(one.config)
-    if not args.dry_run and (wrong := job.data_problems()):
-        raise ConfigError(wrong, source=str(args.config))
-    plan = make_plan(args, job, cluster, tasks)
+        if not args.dry_run and (wrong := one.data_problems()):
+            raise ConfigError(wrong, source=str(args.config))
     if args.dry_run:
         print(render(plan), end="")
         return 0
@@ -56,10 +53,18 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> int:
 
 
 def make_plan(
-    args: argparse.Namespace, job: JobPlan, cluster: SlurmClusterConfig, tasks: tuple[ArrayTask, ...]
+    args: argparse.Namespace,
+    jobs: Sequence[JobPlan],
+    cluster: SlurmClusterConfig,
+    tasks: tuple[ArrayTask, ...],
+    run_dir: Path,
 ) -> SlurmPlan:
-    """What the script depends on, read from the configs, the run's earlier attempts and this process."""
-    run_dir, lead = Path(job.config.run_dir), cluster.signal_lead_seconds
+    """What the script depends on, read from the configs, the run's earlier attempts and this process.
+
+    All runs of an array share one script, so it takes the numbers of nodes that suit each of them.
+    """
+    counts = [set(usable_node_counts(job.config, cluster)) for job in jobs]
+    lead = cluster.signal_lead_seconds
     if lead == "auto":
         lead = lead_seconds(run_dir, time_limit_seconds(cluster.time_limit))
     return SlurmPlan(
@@ -69,11 +74,11 @@ def make_plan(
         run_dir=run_dir,
         directory=Path.cwd(),
         python=cluster.python or sys.executable,
-        node_counts=usable_node_counts(job.config, cluster),
+        node_counts=tuple(sorted(set.intersection(*counts))),
         lead_seconds=lead,
-        min_disk_gb=math.ceil(checkpoint_bytes(job.model) / 1e9) if job.model else 0,
+        min_disk_gb=max(math.ceil(checkpoint_bytes(job.model) / 1e9) if job.model else 0 for job in jobs),
         tasks=tasks,
-        module=job.module,
+        module=jobs[0].module,
     )
 
 

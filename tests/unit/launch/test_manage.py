@@ -99,6 +99,18 @@ def test_without_the_commands_of_slurm_the_files_still_tell(slurm, words, tmp_pa
     assert "SLURM job 7: no scontrol on PATH" in told and "checkpoint  none yet" in told
 
 
+def test_an_array_takes_nodes_that_suit_each_of_its_runs(slurm, words, tmp_path):
+    """16 samples divide over 2, 4 or 8 ranks with micro-batches of 1, over 2 or 4 with those of 4."""
+    sizes = ("--set", "batch.micro_batch_size=1", "--array", "batch.micro_batch_size=1,4")
+    assert launch(*words, "--cluster-set", "nodes=1-4", *sizes) == 0
+    assert "--node-counts 1,2 " in (tmp_path / "run" / "launch.sbatch").read_text()
+
+
+def test_the_data_of_every_run_of_an_array_is_looked_at(slurm, words, tmp_path, capsys):
+    assert launch(*words, "--array", f"data.corpora.0.path={tmp_path / 'corpus'},{tmp_path / 'absent'}") == 2
+    assert "absent" in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
 def test_an_array_has_a_record_for_each_run(slurm, words, tmp_path, capsys):
     assert launch(*words, "--array", "optimizer.lr=1e-3,0.5", "--array", "seed=1,2") == 0
     names = ["lr=1e-3,seed=1", "lr=1e-3,seed=2", "lr=0.5,seed=1", "lr=0.5,seed=2"]
