@@ -181,15 +181,14 @@ def _wait(job: Job, step: Step, signals: Signals) -> tuple[int, bool]:
     """
     began, look_at = time.time(), 0.0
     fields: dict[str, str] = {}
-    asked = False
+    asked = due = False
     while (code := step.wait(POLL_SECONDS)) is None:
-        due = False
-        if time.time() >= look_at:
+        if not asked and time.time() >= look_at:
             look_at = time.time() + LEAD_POLL_SECONDS
             with suppress(slurm_control.SlurmSilentError):  # busy; asked again at the next look
                 fields = fields or slurm_control.job_fields(job.job_id)
-        if (end := slurm_control.end_time(fields)) is not None:
-            due = time.time() + LEAD_POLL_SECONDS >= end - lead_seconds(job.run_dir, int(end - began))
+            if (end := slurm_control.end_time(fields)) is not None:
+                due = look_at >= end - lead_seconds(job.run_dir, int(end - began))
         if not asked and (due or signals.save_requested):
             say("the time limit is near: saving" if due else f"{signals.received[-1].name}: saving")
             step.send(signal.SIGUSR1)

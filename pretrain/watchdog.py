@@ -104,7 +104,16 @@ class Watchdog:
         return {name: int(group._get_sequence_number_for_group()) for name, group in groups.items()}
 
     def _end_hung(self) -> None:
-        """Dump stacks, let the lowest living rank report, exit."""
+        """Dump stacks, let the lowest living rank report, exit; also where nothing can be written or read."""
+        try:
+            self._report_hang()
+            time.sleep(_SETTLE_SECONDS)
+        except Exception as error:  # the end must come
+            print(f"headwater: warning: no hang report: {error!r}", file=sys.__stderr__, flush=True)
+        finally:
+            os._exit(exit_codes.HUNG)
+
+    def _report_hang(self) -> None:
         step, phase, _ = self._mark
         rank, log = self._topology.rank, sys.__stderr__ or sys.stderr
         what = f"rank {rank} has not moved for {self._timeout} s in step {step}, {phase}"
@@ -116,10 +125,8 @@ class Watchdog:
         beats = read_heartbeats(self._run_dir, self._topology.world_size)
         if rank == min(living(beats), default=rank):
             text = describe_hang(beats, self._topology.world_size, self._timeout)
-            (self._run_dir / REPORT).write_text(text, encoding="utf-8")
             print(text, end="", file=log, flush=True)
-        time.sleep(_SETTLE_SECONDS)
-        os._exit(exit_codes.HUNG)
+            (self._run_dir / REPORT).write_text(text, encoding="utf-8")
 
 
 def read_heartbeats(run_dir: Path, world_size: int) -> dict[int, Beat]:

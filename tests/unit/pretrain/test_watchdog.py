@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from pretrain.watchdog import describe_hang, living
+import pytest
+
+from pretrain import watchdog
+from pretrain.config import exit_codes
+from pretrain.watchdog import Watchdog, describe_hang, living
 
 
 def beat(
@@ -44,3 +50,31 @@ def test_a_rank_without_a_sign_of_life_is_the_silent_one() -> None:
 
 def test_without_a_laggard_nobody_is_accused() -> None:
     assert "no rank is behind" in describe_hang({0: beat(0, 20), 1: beat(1, 20)}, 2, 60)
+
+
+class Ended(BaseException):
+    """In place of the end of the process."""
+
+
+@pytest.mark.parametrize("broken", ["report", "heartbeat"])
+def test_a_job_that_hangs_ends_also_where_nothing_can_be_written(
+    broken: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A full disk, or a file system that went away: the reason for the hang may be just that."""
+    if broken == "report":
+        (tmp_path / watchdog.REPORT).mkdir()
+    else:
+        (tmp_path / watchdog.HEARTBEATS / "rank-0.json").mkdir(parents=True)
+    codes: list[int] = []
+
+    def end(code: int) -> None:
+        codes.append(code)
+        raise Ended
+
+    monkeypatch.setattr(watchdog.os, "_exit", end)
+    monkeypatch.setattr(watchdog, "_SETTLE_SECONDS", 0.0)
+    dog: Any = Watchdog(tmp_path, SimpleNamespace(rank=0, world_size=1), 60)
+    monkeypatch.setattr(dog, "_beat", lambda: None)
+    with pytest.raises(Ended):
+        dog._end_hung()
+    assert codes == [exit_codes.HUNG]
