@@ -47,7 +47,8 @@ def main(argv: Sequence[str]) -> int:
             job = load_job(args.config, args.overrides, world_size)
         title = f"{args.config} on {world_size} rank{'s' if world_size > 1 else ''}"
     except ConfigError as error:
-        findings = [Finding("error", "config", problem) for problem in error.problems]
+        where = "" if error.source in ("", str(args.config)) else f"{error.source}: "
+        findings = [Finding("error", "config", where + problem) for problem in error.problems]
     else:
         findings = run_findings(job, world_size)
         if cluster:

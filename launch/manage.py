@@ -81,7 +81,7 @@ def status(run_dir: Path, record: LaunchRecord) -> str:
 
 def _state(run_dir: Path, record: LaunchRecord, chain: list[dict[str, Any]]) -> str:
     if record.job_id is None:
-        running = _is_alive(run_dir) or (bool(chain) and _local_launcher(chain[-1]) is not None)
+        running = _is_alive(run_dir) or (bool(chain) and _local_launcher(run_dir, chain[-1]) is not None)
         return f"{'running' if running else 'not running'}, launched with {record.backend}"
     try:
         fields = slurm_control.job_fields(record.job_id)
@@ -173,7 +173,7 @@ def _stop(run_dir: Path, record: LaunchRecord) -> int:
     if record.job_id is not None:
         return _stop_job(run_dir, record.job_id)
     chain = attempts.read(run_dir / "logs")
-    launcher = _local_launcher(chain[-1]) if chain else None
+    launcher = _local_launcher(run_dir, chain[-1]) if chain else None
     if _is_alive(run_dir) and (launcher is None or record.backend == "deepspeed"):
         return _ask_by_file(run_dir)
     if launcher is None:
@@ -215,7 +215,7 @@ def _stop_job(run_dir: Path, job: str) -> int:
     return OK
 
 
-def _local_launcher(attempt: dict[str, Any]) -> int | None:
+def _local_launcher(run_dir: Path, attempt: dict[str, Any]) -> int | None:
     """Process of the launcher of an attempt, if it runs on this machine."""
     if "exit_code" in attempt or attempt.get("host") != socket.gethostname() or "launcher_pid" not in attempt:
         return None
@@ -223,9 +223,10 @@ def _local_launcher(attempt: dict[str, Any]) -> int | None:
         command = Path(f"/proc/{attempt['launcher_pid']}/cmdline").read_bytes()
     except OSError:
         return None
-    # Numbers of processes come again: this one must be a launch of the same config.
+    # Numbers of processes come again: this one must be a launch of the same config, or of this directory.
     config = attempt["argv"][attempt["argv"].index("--config") + 1]
-    return int(attempt["launcher_pid"]) if b"launch" in command and config.encode() in command else None
+    same = config.encode() in command or (b"\0resume\0" in command and run_dir.name.encode() in command)
+    return int(attempt["launcher_pid"]) if b"launch" in command and same else None
 
 
 def _resume(run_dir: Path, record: LaunchRecord) -> int:

@@ -10,6 +10,7 @@ class ConfigError(Exception):
 
     Attributes:
         problems: One sentence each, naming the key and what to do.
+        source: The file; empty where it is not in one.
         exit_code: What the command line exits with.
     """
 
@@ -17,6 +18,7 @@ class ConfigError(Exception):
 
     def __init__(self, problems: str | Sequence[str], source: str = "") -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
+        self.source = source
         head = f"{source}: " if source else ""
         if len(self.problems) == 1:
             text = head + self.problems[0]

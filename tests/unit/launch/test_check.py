@@ -73,6 +73,14 @@ def test_config_errors_are_all_reported(capsys, run):
     assert out.endswith("3 errors\n")
 
 
+def test_a_wrong_cluster_config_is_named_by_its_file(capsys, run):
+    cluster = run.parent / "cluster.yaml"
+    cluster.write_text("kind: local\nranks_per_nod: 2\n")
+    code, out = headwater_check(capsys, run, "--cluster", str(cluster))
+    assert code == 2
+    assert f"{cluster}: ranks_per_nod: unknown key; did you mean 'ranks_per_node'?" in out
+
+
 def break_shard_size(corpus: Path) -> None:
     (corpus / "train" / "train-00001.tar").write_bytes(b"short")
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
 from launch import attempts, cli
+from launch.record import LaunchRecord, write_record
 from tests.support import fake_slurm
 from tests.support.bounds import MINUTE, within
 from tests.unit.launch.test_check import TOKENIZER, write_split
@@ -148,6 +151,25 @@ def test_refusals_of_slurm_are_told(slurm, words, capsys, monkeypatch):
     with within(MINUTE):
         assert launch(*words) == 2
     assert "no sbatch on PATH" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "state"),
+    [
+        (["launch", "local", "--config", "my.yaml"], "running"),
+        (["launch", "resume", "runs/x"], "running"),
+        (["launch", "resume", "runs/y"], "not running"),
+        (["serve"], "not running"),
+    ],
+)
+def test_the_launcher_of_a_local_run_is_told_from_other_processes(words, state, tmp_path, capsys):
+    run_dir = tmp_path / "x"
+    with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as process:
+        attempts.begin(run_dir / "logs", launcher_pid=process.pid, argv=["--config", "my.yaml"])
+        write_record(run_dir, LaunchRecord(backend="local", argv=("launch", "local"), directory="."))
+        assert launch("status", str(run_dir)) == 0
+        process.kill()
+    assert f"x: {state}, launched with local" in capsys.readouterr().out
 
 
 def test_a_directory_that_nobody_launched_is_refused(tmp_path, capsys):

@@ -94,6 +94,7 @@ def test_duplicate_keys_and_bad_yaml_name_the_file(tmp_path: Path) -> None:
     for content, expected in (
         ("a: 1\na: 2\n", "given twice"),
         ("a: [", "not valid YAML"),
+        ("{{ model }}: 1\n", "unhashable key"),
         ("- 1\n", "mapping"),
     ):
         path = tmp_path / "run.yaml"
