@@ -12,16 +12,21 @@ from dataclasses import dataclass
 
 from pretrain.config import RunConfig
 from pretrain.config.derive import (
+    LOGITS_AT_A_TIME,
     data_parallel_size,
     is_gated,
     key_value_size,
     padded_vocab_size,
     parameter_count,
+    predicted_share,
 )
+from pretrain.config.layouts import is_offloaded
 from pretrain.config.model import ModelConfig
 
 CHECKPOINT_BYTES_PER_PARAMETER = 12
 """The fp32 weight and both Adam moments."""
+_BLOCK_LOGITS = 2**25
+"""Logits that are in fp32 at a time on a GPU."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +45,19 @@ class RankMemory:
 
 
 def rank_memory(config: RunConfig, world_size: int) -> RankMemory:
-    """Peak memory of one rank; each tensor rank holds 1/TP of the weights."""
+    """Peak memory of one rank on its device; each tensor rank holds 1/TP of the weights.
+
+    What is offloaded lies on the host; hpZ holds a second copy of the weights in each group of ranks.
+    """
     parameters = parameter_count(config.model) // config.parallel.tensor_model_parallel_size
     weights, gradients, optimizer = model_state_bytes(
         parameters, data_parallel_size(config, world_size), config.parallel.zero_stage, config.precision
     )
+    zero = config.deepspeed.get("zero_optimization") or {}
+    optimizer *= not is_offloaded(zero, "offload_optimizer")
+    weights *= not is_offloaded(zero, "offload_param")
+    if (group := zero.get("zero_hpz_partition_size", 1)) > 1:
+        weights += weight_bytes(config.precision) * parameters // group
     return RankMemory(
         weights=weights, gradients=gradients, optimizer=optimizer, activations=activation_bytes(config)
     )
@@ -82,7 +95,7 @@ def weight_bytes(precision: str) -> int:
 
 
 def activation_bytes(config: RunConfig) -> int:
-    """Activations of one micro-batch on one rank, logits included.
+    """Activations of one micro-batch on one rank, and what the vocabulary projection takes on top of them.
 
     The term of the attention scores is absent because scaled_dot_product_attention does not store them. With
     full recompute each layer keeps its input, 2*s*b*h, and one layer at a time is whole.
@@ -97,10 +110,26 @@ def activation_bytes(config: RunConfig) -> int:
         layers = model.num_layers * wide * 2 * positions * whole + layer
     else:
         layers = model.num_layers * layer
-    # The loss runs in fp32: logits and their gradient.
-    predicted = positions * (config.data.masking.mask_probability if model.kind == "bert" else 1.0)
-    logits = 8 * predicted * padded_vocab_size(model) / tensor_ranks
-    return int(layers + logits)
+    return int(layers) + projection_bytes(config)
+
+
+def projection_bytes(config: RunConfig) -> int:
+    """Peak of the vocabulary projection with its loss (`pretrain.models.vocabulary`), beside the activations.
+
+    The forward pass has a chunk of logits, fp32 copies of a block of it, and the gradients of hidden states
+    and weight; the weight's is summed in fp32 where there are several chunks. The backward pass multiplies
+    both by a factor in fp32: of the weight's gradient there are then 8 bytes, in 16 bits 10.
+    """
+    model, rows = config.model, padded_vocab_size(config.model) / config.parallel.tensor_model_parallel_size
+    predicted = config.batch.micro_batch_size * config.batch.seq_length * predicted_share(config)
+    logits = min(predicted * rows, LOGITS_AT_A_TIME)
+    w = weight_bytes(config.precision)
+    hidden, weight = w * predicted * model.hidden_size, rows * model.hidden_size
+    held = 4 * weight if logits < predicted * rows else 0
+    block = (4 if w == 4 else 8) * min(logits, _BLOCK_LOGITS)
+    forward = w * logits + hidden + max(block + held, held + w * weight)
+    backward = 2 * hidden + (8 if w == 4 else 10) * weight
+    return int(max(forward, backward))
 
 
 def split_layer_bytes(model: ModelConfig) -> int:

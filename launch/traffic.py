@@ -17,6 +17,7 @@ from pretrain.config.derive import (
     data_parallel_size,
     gradient_accumulation_steps,
     parameter_count,
+    predicted_share,
 )
 from pretrain.config.model import GPTModelConfig, ModelConfig
 
@@ -70,7 +71,7 @@ def _activations(config: RunConfig, micro_batches: int) -> list[Traffic]:
     layers = model.num_layers
     whole = batch.seq_length * batch.micro_batch_size * model.hidden_size * weight_bytes(config.precision)
     again = 2 * layers if config.training.recompute == "full" else 0
-    predicted = 1.0 if model.kind == "gpt" else config.data.masking.mask_probability
+    predicted = predicted_share(config)
     if not config.parallel.sequence_parallel:
         counts: list[tuple[str, Operation, float]] = [
             ("activations of layers", "all-reduce", 4 * layers + again),

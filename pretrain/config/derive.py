@@ -9,6 +9,8 @@ from pretrain.config.schema import JobConfig, RunConfig
 
 VOCAB_MULTIPLE = 128
 """Embedding rows are padded to this multiple whatever the TP size, so that weights fit every layout."""
+LOGITS_AT_A_TIME = 2**26
+"""Logits of a rank that exist at a time (`pretrain.models.vocabulary`): 128 MB in bf16."""
 
 
 def data_parallel_size(config: JobConfig, world_size: int) -> int:
@@ -113,7 +115,10 @@ def head_flops_per_token(model: ModelSection) -> float:
 
 def flops_per_step(config: RunConfig) -> float:
     """Model FLOPs of one optimizer step: forward and backward, recompute not counted."""
-    tokens = config.batch.global_batch_size * config.batch.seq_length
-    predicted = 1.0 if config.model.kind == "gpt" else config.data.masking.mask_probability
     body = train_flops_per_token(config.model, config.batch.seq_length)
-    return tokens * (body + predicted * head_flops_per_token(config.model))
+    return tokens_per_step(config) * (body + predicted_share(config) * head_flops_per_token(config.model))
+
+
+def predicted_share(config: RunConfig) -> float:
+    """Tokens that the model predicts, of all: every one of a GPT, the masked ones of a BERT."""
+    return 1.0 if config.model.kind == "gpt" else config.data.masking.mask_probability

@@ -128,7 +128,7 @@ def _zero_refusals(stage: int, tp: int, zero: Mapping[str, Any]) -> Iterator[str
                 f"{where}.{key}: device: nvme is not supported (checkpoints read the state from memory); "
                 "use device: cpu"
             )
-        elif device != "none" and stage < least:
+        elif is_offloaded(zero, key) and stage < least:
             yield f"{where}.{key}: needs parallel.zero_stage of {least} or more, which partitions it"
     if (zero.get("offload_optimizer") or {}).get("super_offload"):
         yield f"{where}.offload_optimizer.super_offload: needs Grace Hopper and is not tested; remove it"
@@ -142,6 +142,11 @@ def _zero_refusals(stage: int, tp: int, zero: Mapping[str, Any]) -> Iterator[str
                 f"{where}.zero_hpz_partition_size: needs parallel.tensor_model_parallel_size: 1; DeepSpeed "
                 "makes its groups of neighbouring ranks, which hold different slices"
             )
+
+
+def is_offloaded(zero: Mapping[str, Any], key: str) -> bool:
+    """Whether `deepspeed.zero_optimization` takes off the device what its `key` offload_... is about."""
+    return _device(zero, key) != "none"
 
 
 def _device(zero: Mapping[str, Any], key: str) -> str:

@@ -28,8 +28,9 @@ from megatron.core.tensor_parallel import (
 from torch import Tensor
 from torch.profiler import record_function
 
-CHUNK_ELEMENTS = 2**26
-"""Logits that exist at a time, in the compute type: 128 MB in bf16."""
+from pretrain.config.derive import LOGITS_AT_A_TIME
+
+CHUNK_ELEMENTS = LOGITS_AT_A_TIME
 _CPU_BLOCK_ELEMENTS = 2**21
 """Logits in fp32 at a time: 8 MB, which stay in the cache; 4 times faster than a pass over all of them."""
 _GPU_BLOCK_ELEMENTS = 2**25

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.estimate import activation_bytes, model_state_bytes, readable_bytes, readable_count
+from launch.estimate import activation_bytes, model_state_bytes, rank_memory, readable_bytes, readable_count
 from pretrain.config import load_config
+from pretrain.config.derive import parameter_count
 
 REPO = Path(__file__).parents[3]
 
@@ -59,6 +60,23 @@ def test_sequence_parallelism_splits_the_rest(recompute, total):
         for n in (1, 2)
     )
     assert two - one == total * 128 * 4 * 128
+
+
+@pytest.mark.parametrize(("key", "left"), [("offload_optimizer", (4, 4, 0)), ("offload_param", (0, 4, 12))])
+def test_what_is_offloaded_is_not_on_the_device(key, left):
+    config = config_with(parallel__zero_stage=3)
+    moved = config_with(parallel__zero_stage=3, **{f"deepspeed__zero_optimization__{key}__device": "cpu"})
+    parameters = parameter_count(config.model)
+    before, after = rank_memory(config, 1), rank_memory(moved, 1)
+    assert (before.weights, before.gradients, before.optimizer) == tuple(parameters * n for n in (4, 4, 12))
+    assert (after.weights, after.gradients, after.optimizer) == tuple(parameters * n for n in left)
+    assert before.activations == after.activations
+
+
+def test_hpz_holds_the_weights_of_a_group_once_more():
+    extra = {"deepspeed__zero_optimization__zero_hpz_partition_size": 2}
+    plain, hpz = (rank_memory(config_with(parallel__zero_stage=3, **keys), 4) for keys in ({}, extra))
+    assert hpz.weights == 3 * plain.weights  # a quarter, and a half
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from megatron.core import tensor_parallel
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
+from launch import estimate
+from pretrain.config import load_config
 from pretrain.models import vocabulary
 from pretrain.models.vocabulary import VocabularySlice, vocabulary_loss
 
@@ -122,3 +127,34 @@ def lone_group() -> object:
     initialize_topology(1)
     yield
     leave_process_group()
+
+
+@pytest.mark.parametrize("chunk_rows", [512, 100])
+@pytest.mark.parametrize("hidden_size", [64, 256])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_its_peak_of_memory_is_what_headwater_check_says(
+    monkeypatch: pytest.MonkeyPatch, precision: str, hidden_size: int, chunk_rows: int
+) -> None:
+    """Where logits outweigh the weight and where they do not, in one chunk and in several."""
+    keys = [f"precision={precision}", f"model.hidden_size={hidden_size}", "model.vocab_size=1024"]
+    config = load_config(Path(__file__).parents[3] / "configs" / "gpt" / "tiny.yaml", keys)
+    for module, name in ((vocabulary, "CHUNK_ELEMENTS"), (estimate, "LOGITS_AT_A_TIME")):
+        monkeypatch.setattr(module, name, 1024 * chunk_rows)
+    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    positions = config.batch.micro_batch_size * config.batch.seq_length
+    hidden, weight = (torch.randn(rows, hidden_size).to(dtype).requires_grad_() for rows in (positions, 1024))
+    labels = torch.randint(0, 1024, (positions,))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+        vocabulary_loss(hidden, (weight, None), labels, None, VocabularySlice(real=1024)).backward()
+    assert peak_bytes(found) == pytest.approx(estimate.projection_bytes(config), rel=0.2)
+
+
+def peak_bytes(found: profile) -> int:
+    """Most bytes that were allocated at a time while a profile ran."""
+    assert found.profiler is not None and found.profiler.kineto_results is not None
+    events = [event for event in found.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        peak = max(peak, now)
+    return peak
