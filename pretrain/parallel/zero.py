@@ -272,5 +272,10 @@ def _forget_models() -> None:
 
 
 def _quiet_deepspeed() -> None:
-    """DeepSpeed logs every step of its set-up; warnings and errors stay."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    """DeepSpeed logs every step of its set-up; warnings and errors stay.
+
+    Its bf16 optimizer prints memory and collects garbage between the steps: that goes to the log, too.
+    """
+    log = logging.getLogger("DeepSpeed")
+    log.setLevel(logging.WARNING)
+    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda message, force=False: log.info(message)

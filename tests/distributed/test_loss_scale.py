@@ -101,6 +101,34 @@ def test_overflow_on_one_rank(pool: RankPool, tmp_path: Path, tp: int, stage: in
     check(pool.run(OVERFLOW, tp=tp, stage=stage, save=str(tmp_path)))
 
 
+def what_an_engine_says(stage: int) -> tuple[str, bool]:
+    """What the set-up of a bf16 engine prints, and whether DeepSpeed's warnings would be seen."""
+    import contextlib
+    import io
+    import logging
+
+    from pretrain.models import build_model
+    from pretrain.optimizer import build_optimizer
+    from pretrain.parallel.topology import initialize_topology
+    from pretrain.parallel.zero import Engine
+    from tests.support.training import Layout, tiny_config
+
+    config = tiny_config("gpt", Layout(1, stage, "bf16"))
+    topology = initialize_topology(1)
+    model = build_model(config)
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
+    engine.close()
+    return said.getvalue(), logging.getLogger("DeepSpeed").isEnabledFor(logging.WARNING)
+
+
+@pytest.mark.distributed
+def test_an_engine_says_nothing_but_warnings(pool: RankPool) -> None:
+    for rank in pool.run("tests.distributed.test_loss_scale:what_an_engine_says", stage=1):
+        assert rank == ("", True)
+
+
 @pytest.mark.distributed
 @pytest.mark.slow
 @pytest.mark.parametrize("offload", [False, True])
