@@ -20,6 +20,7 @@ from pretrain.config.derive import (
     gradient_accumulation_steps,
     parameter_count,
     tokens_per_step,
+    train_tokens,
 )
 from pretrain.config.identity import check_run_directory
 from pretrain.config.model import ModelConfig
@@ -78,13 +79,13 @@ def _batch_finding(config: JobConfig, world_size: int) -> Finding:
     batch, tensor_ranks = config.batch, config.parallel.tensor_model_parallel_size
     data_ranks = data_parallel_size(config, world_size)
     accumulation = gradient_accumulation_steps(config, world_size)
-    step = tokens_per_step(config)
     return Finding(
         "ok",
         "batch",
         f"{world_size} = TP {tensor_ranks} x DP {data_ranks}; {batch.global_batch_size} samples a step = "
         f"micro-batch {batch.micro_batch_size} x DP {data_ranks} x {accumulation} accumulated; "
-        f"{readable_count(step)} tokens a step, {readable_count(step * config.training.train_steps)} in all",
+        f"{readable_count(tokens_per_step(config))} tokens a step, "
+        f"{readable_count(train_tokens(config))} in all",
     )
 
 

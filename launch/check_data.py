@@ -17,7 +17,7 @@ from typing import Any
 from launch.estimate import readable_count
 from launch.findings import Finding
 from pretrain.config import RunConfig
-from pretrain.config.derive import tokens_per_step
+from pretrain.config.derive import train_tokens
 
 FORMAT_VERSION = 1
 SHOWN_SHARDS = 5
@@ -155,6 +155,5 @@ def _summary(split: _Split, config: RunConfig, share: float | None) -> Finding:
     tokens, shards = split.manifest["tokens"], len(split.manifest["shards"])
     text = f"{split.name}: {readable_count(tokens)} tokens in {shards} shard{'s' if shards != 1 else ''}"
     if share is not None:
-        epochs = share * config.training.train_steps * tokens_per_step(config) / tokens
-        text += f"; the run reads it {epochs:.2g} times"
+        text += f"; the run reads it {share * train_tokens(config) / tokens:.2g} times"
     return Finding("ok", "data", text)

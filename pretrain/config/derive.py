@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from pretrain.config.model import BertModelConfig, GPTModelConfig, ModelConfig, ModelSection
+from pretrain.config.ramp import batch_stages, samples_before
 from pretrain.config.schema import JobConfig, RunConfig
 
 VOCAB_MULTIPLE = 128
@@ -30,8 +31,13 @@ def padded_vocab_size(model: ModelSection) -> int:
 
 
 def tokens_per_step(config: JobConfig) -> int:
-    """Tokens that one optimizer step reads, over all ranks."""
+    """Tokens that one optimizer step of global_batch_size reads, over all ranks."""
     return config.batch.global_batch_size * config.batch.seq_length
+
+
+def train_tokens(config: JobConfig) -> int:
+    """Tokens that a run reads from its first step to its last, those of a batch ramp included."""
+    return samples_before(batch_stages(config.batch), config.training.train_steps) * config.batch.seq_length
 
 
 def query_groups(model: ModelSection) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pretrain.config.schema import BatchConfig, PretrainBatchConfig
@@ -48,6 +49,12 @@ def batch_stages(batch: BatchConfig, step: int = 0, sample: int = 0) -> list[Bat
         steps = _steps_within(batch, sample, size)
         step, sample = step + steps, sample + steps * size
     return [*stages, BatchStage(step, sample, batch.global_batch_size)]
+
+
+def samples_before(stages: Sequence[BatchStage], step: int) -> int:
+    """Samples that the first `step` optimizer steps read, from the stages of a whole run."""
+    stage = max((stage for stage in stages if stage.step <= step), key=lambda stage: stage.step)
+    return stage.sample + (step - stage.step) * stage.size
 
 
 def _steps_within(batch: BatchConfig, sample: int, size: int) -> int:

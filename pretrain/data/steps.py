@@ -10,7 +10,7 @@ import numpy as np
 
 from data_tools.errors import DataError
 from pretrain.config.errors import ConfigError
-from pretrain.config.ramp import BatchStage, batch_stages
+from pretrain.config.ramp import BatchStage, batch_stages, samples_before
 from pretrain.config.schema import BatchConfig, PretrainBatchConfig, RampConfig
 from pretrain.data.philox import I64
 
@@ -139,5 +139,4 @@ class StepTable:
 
     def samples_before(self, step: int) -> int:
         """Samples that the first `step` optimizer steps read."""
-        stage = max((stage for stage in self.stages if stage.step <= step), key=lambda stage: stage.step)
-        return stage.sample + (step - stage.step) * stage.size
+        return samples_before(self.stages, step)

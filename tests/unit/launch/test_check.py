@@ -64,6 +64,15 @@ def test_a_sound_run_passes(capsys, run):
     assert out.endswith("no problems found\n")
 
 
+def test_a_batch_ramp_counts_with_its_smaller_batches(capsys, run):
+    """4 samples until 8, then 8, 12 and 16: 4 4 8 12 and six times 16 are 124, not 160."""
+    ramp = ("--set", "batch.ramp={start: 4, increment: 4, samples: 24}")
+    code, out = headwater_check(capsys, run, *ramp)
+    assert code == 0, out
+    assert "2.048 K tokens a step, 15.87 K in all" in out
+    assert "the run reads it 4 times" in out
+
+
 def test_config_errors_are_all_reported(capsys, run):
     overrides = ("batch.seq_length=100000", "schedule.lr_warmup_steps=99", "--nproc", "3")
     code, out = headwater_check(capsys, run, "--set", *overrides)
