@@ -23,6 +23,8 @@ examples, in order:
   headwater data show runs/data/corpus --document 3
   headwater data verify runs/data/corpus
 
+of a run: headwater data trace (what a step read), headwater data audit (was anything repeated or skipped?)
+
 A command that finds its output complete, made from the same inputs and options, is done at once.
 """
 

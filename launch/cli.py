@@ -16,7 +16,7 @@ from collections.abc import Sequence
 GROUPS: dict[str, tuple[str, str]] = {
     "data": ("data_tools.cli", "build a corpus: collect text, train a tokenizer, write shards"),
     "pretrain": ("pretrain.train", "train in this process (one rank); `launch` starts several"),
-    "launch": ("launch.commands", "start a pretraining run on many ranks"),
+    "launch": ("launch.commands", "start a run on many ranks, and look after it"),
     "check": ("launch.check", "verify a run's config, data, memory and disk before starting it"),
     "simulate": (
         "pretrain.parity.simulate",
@@ -48,14 +48,14 @@ groups:
 {groups}
 
 examples:
-  headwater data python-docs --out runs/data
+  headwater data python-docs --out runs/data/python-docs      `headwater data --help` goes on from there
   headwater check --config configs/gpt/tiny.yaml --nproc 2
   headwater launch local --nproc 2 --config configs/gpt/tiny.yaml --set parallel.zero_stage=2
   headwater data trace --run runs/gpt-tiny --step 100     what a step read
   headwater data audit --run runs/gpt-tiny                was anything repeated or skipped?
 
-exit codes: 0 done; 2 wrong input; 3 the loss diverged; 74 disk full; 75 stopped after saving, run it again;
-76 hung; 77 a newer attempt runs
+exit codes: 0 done; 1 crash; 2 wrong input; 3 the loss diverged; 74 disk full; 75 stopped after saving, run it
+again; 76 hung; 77 a newer attempt runs
 """
 
 

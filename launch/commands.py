@@ -24,8 +24,8 @@ LOCAL_EXAMPLES = """examples:
   headwater launch local --nproc 2 --config configs/bert/tiny.yaml --dry-run
   headwater launch local --nproc 2 --config configs/finetune/classification.yaml
 
-Running the same command again resumes from the newest checkpoint in run_dir. Ctrl-C, SIGTERM and SIGUSR1
-save a checkpoint and stop (exit code 75); a second Ctrl-C ends the ranks at once.
+Running the same command again resumes from the newest checkpoint in run_dir. Ctrl-C, SIGTERM, SIGUSR1
+and SIGUSR2 save a checkpoint and stop (exit code 75); a second Ctrl-C ends the ranks at once.
 """
 SLURM_EXAMPLES = """examples:
   headwater launch slurm --config configs/gpt/1b3.yaml --cluster configs/cluster/slurm-h100.yaml --dry-run
@@ -97,7 +97,7 @@ def _local_size(args: argparse.Namespace) -> tuple[int, dict[str, str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="headwater launch",
-        description="Start a pretraining run on many ranks, and look after it.",
+        description="Start a run on many ranks, and look after it.",
         allow_abbrev=False,
     )
     backends = parser.add_subparsers(dest="backend", required=True, metavar="COMMAND")
@@ -118,7 +118,9 @@ def _add_local(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         allow_abbrev=False,
     )
     add_run_arguments(parser)
-    parser.add_argument("--nproc", type=positive_int, metavar="N", help="number of ranks")
+    parser.add_argument(
+        "--nproc", type=positive_int, metavar="N", help="number of ranks (default: that of --cluster)"
+    )
     parser.add_argument("--cluster", type=Path, metavar="FILE", help="cluster configuration, kind: local")
     parser.add_argument(
         "--max-restarts",

@@ -36,7 +36,7 @@ def add_commands(backends: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "resume": "launch a run again as before",
     }
     for name, text in texts.items():
-        parser = backends.add_parser(name, help=text, description=text, allow_abbrev=False)
+        parser = backends.add_parser(name, help=text, description=f"{text.capitalize()}.", allow_abbrev=False)
         parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the run_dir of its config")
         if name == "logs":
             parser.add_argument(
