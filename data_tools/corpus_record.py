@@ -8,7 +8,6 @@ from typing import Any
 from data_tools.errors import DataError
 from data_tools.prepare import RECORD_NAME
 from data_tools.record import read_record
-from data_tools.shard_format import Manifest
 
 PREPARE_RECORD = RECORD_NAME
 MERGE_RECORD = "merge.json"
@@ -31,16 +30,3 @@ def corpus_record(corpus: Path) -> dict[str, Any]:
         )
     record = made or {"options": {}, "inputs": []}
     return record if repaired is None else {**record, "splits": repaired["splits"], "repaired": True}
-
-
-def split_totals(manifest: Manifest) -> dict[str, Any]:
-    """What a record says of a split."""
-    return {
-        "documents": manifest.documents,
-        "tokens": manifest.tokens,
-        "sentences": manifest.sentence_count,
-        "shards": len(manifest.shards),
-        "blocks": len(manifest.blocks),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
-        "manifest_xxh3": manifest.hash,
-    }

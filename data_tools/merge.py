@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from data_tools.corpus_record import MERGE_RECORD, corpus_record, split_totals
+from data_tools.corpus_record import MERGE_RECORD, corpus_record
 from data_tools.errors import DataError
 from data_tools.progress import Progress
 from data_tools.provenance import provenance_name
@@ -73,7 +73,7 @@ def merge_corpora(
             sources = [splits[split] for splits in corpora if split in splits]
             if sources:
                 manifest = _merge_split(sources, directory / split, options, transfer)
-                totals[split] = split_totals(manifest)
+                totals[split] = manifest.totals()
         record = {"options": options, "inputs": parts, **_summed(inputs), "splits": totals}
         write_json(directory / MERGE_RECORD, record)
     return record, True
@@ -107,7 +107,7 @@ def _part(path: Path, splits: Mapping[str, Manifest]) -> dict[str, Any]:
     return {
         "corpus": splits["train"].corpus,
         "url": str(path),
-        "splits": {split: split_totals(manifest) for split, manifest in splits.items()},
+        "splits": {split: manifest.totals() for split, manifest in splits.items()},
     }
 
 

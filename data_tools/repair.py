@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data_tools.corpus_record import MERGE_RECORD, PREPARE_RECORD, REPAIR_RECORD, split_totals
+from data_tools.corpus_record import MERGE_RECORD, PREPARE_RECORD, REPAIR_RECORD
 from data_tools.errors import DataError
 from data_tools.prepare.pack_task import CREATED_BY
 from data_tools.progress import Progress
@@ -119,7 +119,7 @@ def _rebuild(
     else:
         notes += [f"{done}; nothing proves that they are as before", *missing]
         notes.append(f"{directory}: training runs that began on another {MANIFEST_NAME} will refuse this one")
-    return split_totals(manifest)
+    return manifest.totals()
 
 
 def _scan_all(directory: Path, tokenizer: Tokenizer, expected: int) -> Iterator[ScannedShard]:

@@ -118,6 +118,21 @@ class Manifest(Header):
         """Where the payloads of block number `block` lie in its shard."""
         return block_layout(self.blocks[block], self.sentences, self.token_dtype.itemsize)
 
+    def sizes(self) -> dict[str, int]:
+        """How large the split is, for records and statistics."""
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "sentences": self.sentence_count,
+            "shards": len(self.shards),
+            "blocks": len(self.blocks),
+            "bytes": sum(shard.bytes for shard in self.shards),
+        }
+
+    def totals(self) -> dict[str, Any]:
+        """What a corpus's record says of the split: its sizes, and the hash of its manifest."""
+        return {**self.sizes(), "manifest_xxh3": self.hash}
+
 
 def write_manifest(
     directory: Path, header: Header, shards: Sequence[tuple[ShardInfo, npt.NDArray[np.void]]]
@@ -153,6 +168,17 @@ def load_manifest(split_dir: Path) -> Manifest:
     Raises:
         DataError: something is missing or inconsistent; the message names it.
     """
+    manifest = load_tables(split_dir)
+    _check_shards(manifest)
+    return manifest
+
+
+def load_tables(split_dir: Path) -> Manifest:
+    """Open a split by its two tables, whether or not its shards are there.
+
+    Raises:
+        DataError: a table is missing, damaged, or does not go with the other.
+    """
     try:
         raw = (split_dir / MANIFEST_NAME).read_bytes()
     except OSError as error:
@@ -165,9 +191,7 @@ def load_manifest(split_dir: Path) -> Manifest:
         blocks = table.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the block table {table}: {error.strerror}") from error
-    manifest = parse_manifest(raw, blocks, str(split_dir), split_dir)
-    _check_shards(manifest)
-    return manifest
+    return parse_manifest(raw, blocks, str(split_dir), split_dir)
 
 
 def parse_manifest(raw: bytes, blocks: bytes, origin: str, directory: Path) -> Manifest:

@@ -55,12 +55,7 @@ def _split_stats(manifest: Manifest, is_byte: npt.NDArray[np.bool_]) -> dict[str
             progress.add(block.tokens.nbytes, len(block.document_lengths))
     sources, languages = _provenance(manifest)
     return {
-        "documents": manifest.documents,
-        "tokens": manifest.tokens,
-        "sentences": manifest.sentence_count,
-        "shards": len(manifest.shards),
-        "blocks": len(manifest.blocks),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
+        **manifest.sizes(),
         "vocab_size": manifest.vocab_size,
         "vocab_used": int(np.count_nonzero(used)),
         "byte_token_share": float(used[is_byte].sum() / manifest.tokens),

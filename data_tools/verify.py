@@ -9,7 +9,7 @@ from pathlib import Path
 from data_tools.corpus_record import corpus_record
 from data_tools.errors import DataError
 from data_tools.progress import Progress
-from data_tools.shard_format import BLOCKS_NAME, MANIFEST_NAME, SPLITS, Manifest, parse_manifest
+from data_tools.shard_format import MANIFEST_NAME, SPLITS, Manifest, load_tables
 from data_tools.tokenizer import corpus_tokenizer, load_tokenizer
 from data_tools.verify_shard import ShardTask, shard_problems, shard_tasks
 from data_tools.workers import WorkerPool
@@ -39,7 +39,7 @@ def verify_corpus(corpus: Path, workers: int = 1) -> list[str]:
             )
     for split, totals in recorded.items():
         try:
-            manifest = _open(corpus / split)
+            manifest = load_tables(corpus / split)
         except DataError as error:
             problems.append(
                 f"{error}; if only this is lost, `verify --repair-manifest` makes it from the shards"
@@ -51,22 +51,6 @@ def verify_corpus(corpus: Path, workers: int = 1) -> list[str]:
         problems += found + _strangers(manifest)
         tasks += shard_tasks(manifest, reserved)
     return problems + _check_shards(tasks, workers)
-
-
-def _open(directory: Path) -> Manifest:
-    """Open a split's tables, whether or not its shards are there.
-
-    Raises:
-        DataError: a table is missing or damaged.
-    """
-    tables = []
-    for name in (MANIFEST_NAME, BLOCKS_NAME):
-        try:
-            tables.append((directory / name).read_bytes())
-        except OSError as error:
-            raise DataError(f"cannot read {directory / name}: {error.strerror}") from error
-    raw, blocks = tables
-    return parse_manifest(raw, blocks, str(directory), directory)
 
 
 def _reserved_ids(corpus: Path, manifest: Manifest) -> tuple[Sequence[int], list[str]]:

@@ -5,19 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from finetune.config import FinetuneConfig, load_finetune_config, with_model
 from launch.check_data import data_findings
 from launch.findings import Finding
 from pretrain.config import JobConfig, RunConfig, load_config
 from pretrain.config.load import read_yaml
-from pretrain.config.model import ModelConfig
+from pretrain.config.model import ModelConfig, parse_model
 from pretrain.config.validate import job_problems, problems_of
-
-_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Field(discriminator="kind")])
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +95,6 @@ def _saved_model(path: Path) -> ModelConfig | None:
     if not path.is_file():
         return None
     try:
-        return _MODEL.validate_python(read_yaml(path).get("model"))
+        return parse_model(read_yaml(path).get("model"))
     except ValidationError:
         return None  # the ranks say what is wrong with it

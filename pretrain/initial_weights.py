@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from torch import nn
 
 from pretrain.checkpoint import find_checkpoint, load_parameters, read_config, read_parameters, tokenizer_path
 from pretrain.checkpoint.manifest import CheckpointError, list_checkpoints
 from pretrain.config import ConfigError, RunConfig
-from pretrain.config.model import ModelConfig
+from pretrain.config.model import parse_model
 from pretrain.parallel.topology import Topology
-
-_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Field(discriminator="kind")])
 
 FREE = ("hidden_dropout", "attention_dropout", "init_std", "nsp_weight")
 """Keys of the model section that no weight depends on."""
@@ -50,7 +47,7 @@ def load_initial_weights(config: RunConfig, model: nn.Module, topology: Topology
 
 def _require_same_model(config: RunConfig, directory: Path) -> None:
     try:
-        saved = _MODEL.validate_python(read_config(directory).get("model")).model_dump()
+        saved = parse_model(read_config(directory).get("model")).model_dump()
     except ValidationError as error:
         raise CheckpointError(f"{directory}: its config.yaml has no usable model section: {error}") from error
     ours = config.model.model_dump()

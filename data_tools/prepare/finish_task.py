@@ -33,7 +33,7 @@ def finish(work: Work) -> None:
         numbers = [n for n, one in enumerate(packed) if one["shard"] and shard_split(plan, n) == split]
         if numbers:
             header = shard_header(plan, tokenizer, split)
-            splits[split] = _totals(_finish_split(work, header, numbers, packed))
+            splits[split] = _finish_split(work, header, numbers, packed).totals()
     if "train" not in splits:
         raise DataError(
             "every document fell into the validation split: add text or lower --validation-fraction"
@@ -99,18 +99,6 @@ def _move(source: Path, target: Path) -> None:
         source.replace(target)
     elif not target.exists():
         raise DataError(f"{source} is gone: remove {source.with_suffix('.json')} and run again")
-
-
-def _totals(manifest: Manifest) -> dict[str, Any]:
-    return {
-        "documents": manifest.documents,
-        "tokens": manifest.tokens,
-        "sentences": manifest.sentence_count,
-        "shards": len(manifest.shards),
-        "blocks": len(manifest.blocks),
-        "bytes": sum(shard.bytes for shard in manifest.shards),
-        "manifest_xxh3": manifest.hash,
-    }
 
 
 def _duplicates(work: Work, plan: Plan, packed: list[dict[str, Any]]) -> dict[str, int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from pretrain.config.section import PositiveInt, Rate, Section
 
@@ -69,6 +69,16 @@ class BertModelConfig(ModelSection):
 
 
 ModelConfig = GPTModelConfig | BertModelConfig
+_MODEL: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Field(discriminator="kind")])
+
+
+def parse_model(section: object) -> ModelConfig:
+    """The `model` section of a saved configuration.
+
+    Raises:
+        ValidationError: It is none.
+    """
+    return _MODEL.validate_python(section)
 
 
 def model_problems(model: ModelConfig, tensor_model_parallel_size: int) -> list[str]:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_tools.errors import DataError
-from data_tools.shard_format import BLOCKS_NAME, MANIFEST_NAME, Manifest, load_manifest, parse_manifest
+from data_tools.shard_format import (
+    BLOCKS_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    load_manifest,
+    load_tables,
+    parse_manifest,
+)
 from data_tools.tokenizer import FILE_NAMES, Tokenizer, corpus_tokenizer, load_tokenizer
 from pretrain.config.data import CorpusConfig, DataConfig
 from pretrain.data.access.cache import ShardCache
@@ -81,13 +88,7 @@ def open_tables(entry: CorpusConfig, split: str, access: Access) -> Manifest | N
     directory = Path(entry.path) / split
     if not (directory / MANIFEST_NAME).exists() and Path(entry.path).is_dir() and split != "train":
         return None
-    if entry.shards is None:
-        return load_manifest(directory)
-    try:
-        raw, blocks = (directory / MANIFEST_NAME).read_bytes(), (directory / BLOCKS_NAME).read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read {error.filename}: {error.strerror}") from error
-    return parse_manifest(raw, blocks, str(directory), directory)
+    return load_manifest(directory) if entry.shards is None else load_tables(directory)
 
 
 def open_source(entry: CorpusConfig, manifest: Manifest, access: Access) -> Source:
