@@ -16,9 +16,11 @@ from pretrain.config.derive import (
     data_parallel_size,
     is_gated,
     key_value_size,
+    optimizer_bytes,
     padded_vocab_size,
     parameter_count,
     predicted_share,
+    weight_bytes,
 )
 from pretrain.config.layouts import is_offloaded
 from pretrain.config.model import ModelConfig
@@ -77,21 +79,12 @@ def model_state_bytes(
         precision: fp32, bf16 or fp16.
         gradient_bytes: Of one gradient element; ours accumulate in fp32 at every precision.
     """
-    weight = weight_bytes(precision)
-    # Two fp32 moments, and the fp32 copy that DeepSpeed's partitioned optimizers update; a lone data rank
-    # needs none in fp32 (pretrain.config.deepspeed.running_stage).
-    one_copy = precision == "fp32" and (zero_stage == 0 or (zero_stage < 3 and data_ranks == 1))
-    state = 8 if one_copy else 12
+    weight, state = weight_bytes(precision), optimizer_bytes(precision, zero_stage, data_ranks)
     split = [data_ranks if zero_stage >= stage else 1 for stage in (3, 2, 1)]
     weights, gradients, optimizer = (
         size * parameters // parts for size, parts in zip((weight, gradient_bytes, state), split, strict=True)
     )
     return weights, gradients, optimizer
-
-
-def weight_bytes(precision: str) -> int:
-    """Bytes of a weight, and of an activation, in the compute type."""
-    return 4 if precision == "fp32" else 2
 
 
 def activation_bytes(config: RunConfig) -> int:

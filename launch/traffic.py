@@ -11,13 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from launch.estimate import weight_bytes
 from pretrain.config import RunConfig
 from pretrain.config.derive import (
     data_parallel_size,
     gradient_accumulation_steps,
     parameter_count,
     predicted_share,
+    weight_bytes,
 )
 from pretrain.config.model import GPTModelConfig, ModelConfig
 

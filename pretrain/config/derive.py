@@ -40,6 +40,21 @@ def train_tokens(config: JobConfig) -> int:
     return samples_before(batch_stages(config.batch), config.training.train_steps) * config.batch.seq_length
 
 
+def weight_bytes(precision: str) -> int:
+    """Bytes of a weight, and of an activation, in the compute type."""
+    return 4 if precision == "fp32" else 2
+
+
+def optimizer_bytes(precision: str, zero_stage: int, data_ranks: int) -> int:
+    """Bytes of optimizer state for a parameter: two fp32 moments, and mostly an fp32 copy of the weight.
+
+    DeepSpeed's partitioned optimizers update the copy; in fp32 a lone data rank needs none
+    (`pretrain.config.deepspeed.running_stage`).
+    """
+    one_copy = precision == "fp32" and (zero_stage == 0 or (zero_stage < 3 and data_ranks == 1))
+    return 8 if one_copy else 12
+
+
 def query_groups(model: ModelSection) -> int:
     """Key and value heads: num_query_groups where it is set, else one for each attention head."""
     return getattr(model, "num_query_groups", None) or model.num_attention_heads

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from pretrain.config import ConfigError, RunConfig, load_config
 from pretrain.config.arguments import add_run_arguments, positive_int
+from pretrain.config.derive import optimizer_bytes, weight_bytes
 
 EXAMPLES = """examples:
   headwater simulate --config configs/gpt/175b.yaml --nproc 1024 --rank 777
@@ -82,11 +83,10 @@ def state_bytes(slices: Iterable[Slice], data_ranks: int, stage: int, precision:
     parts = sum(math.ceil(size / data_ranks) for size in sizes)
     cut = parts if stage == 3 else flat
     states = cut if stage else sum(sizes)
-    one_copy = precision == "fp32" and (stage == 0 or (stage < 3 and data_ranks == 1))
     return StateBytes(
-        weights=(4 if precision == "fp32" else 2) * (cut if stage == 3 else sum(sizes)),
+        weights=weight_bytes(precision) * (cut if stage == 3 else sum(sizes)),
         gradients=4 * (cut if stage >= 2 else sum(sizes)),
-        optimizer=(8 if one_copy else 12) * states,
+        optimizer=optimizer_bytes(precision, stage, data_ranks) * states,
     )
 
 
