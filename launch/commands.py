@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
         return submit.launch(args, argv)
     if args.backend == "deepspeed":
         return deepspeed_runner.launch(args, argv)
-    return manage.main(args)
+    return manage.main(args, main)
 
 
 def _local(args: argparse.Namespace, argv: Sequence[str]) -> int:

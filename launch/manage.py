@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import os
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -49,8 +49,13 @@ def add_commands(backends: argparse._SubParsersAction[argparse.ArgumentParser]) 
             parser.add_argument("-f", dest="follow", action="store_true", help="go on as it grows")
 
 
-def main(args: argparse.Namespace) -> int:
-    """Run one of the commands; returns the exit code."""
+def main(args: argparse.Namespace, launch: Callable[[Sequence[str]], int]) -> int:
+    """Run one of the commands; returns the exit code.
+
+    Args:
+        args: Its parsed words.
+        launch: Runs `headwater launch` with the words that follow it.
+    """
     if args.backend == "stop" and not (args.run_dir / FILE_NAME).exists() and _is_alive(args.run_dir):
         return _ask_by_file(args.run_dir)  # started with torchrun or deepspeed, not with us
     record = read_record(args.run_dir)
@@ -61,7 +66,7 @@ def main(args: argparse.Namespace) -> int:
         return _logs(args, record)
     if args.backend == "stop":
         return _stop(args.run_dir, record)
-    return _resume(args.run_dir, record)
+    return _resume(args.run_dir, record, launch)
 
 
 def status(run_dir: Path, record: LaunchRecord) -> str:
@@ -229,7 +234,7 @@ def _local_launcher(run_dir: Path, attempt: dict[str, Any]) -> int | None:
     return int(attempt["launcher_pid"]) if b"launch" in command and same else None
 
 
-def _resume(run_dir: Path, record: LaunchRecord) -> int:
+def _resume(run_dir: Path, record: LaunchRecord, launch: Callable[[Sequence[str]], int]) -> int:
     if record.job_id is not None and "_" in record.job_id:
         raise ConfigError(
             f"{run_dir} is one run of a job array; resume the array: headwater launch resume {run_dir.parent}"
@@ -237,4 +242,4 @@ def _resume(run_dir: Path, record: LaunchRecord) -> int:
     words = " ".join(record.argv)
     print(f"headwater {words}", file=sys.stderr, flush=True)
     os.chdir(record.directory)
-    return int(importlib.import_module("launch.commands").main(record.argv[1:]))
+    return launch(record.argv[1:])

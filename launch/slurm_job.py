@@ -18,7 +18,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from launch import attempts, slurm_control
@@ -27,51 +26,13 @@ from launch.preflight import Wanted
 from launch.slurm_again import run_again
 from launch.slurm_network import network_problems
 from launch.slurm_nodes import listen_for_ranks, preflight
-from launch.slurm_step import Signals, Step, say
+from launch.slurm_step import Job, Signals, Step, say
 from launch.slurm_task import exit_codes
 from launch.verdict import Ending, Verdict, crash, judge
 from pretrain.config.exit_codes import CRASH, STOPPED, WRONG_INPUT
 
 POLL_SECONDS = 1.0
 LEAD_POLL_SECONDS = 10.0
-KILL_ON_BAD_EXIT = "--kill-on-bad-exit=1"
-"""srun's word by which the batch script (`launch.slurm`) makes one failed rank end all."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """This start of a batch script."""
-
-    job_id: str
-    hosts: tuple[str, ...]
-    """The nodes that SLURM gave, this one first."""
-    run_dir: Path
-    node_counts: tuple[int, ...]
-    ranks_per_node: int
-    max_failures: int
-    timeout: float
-    all_reduce_seconds: float
-    wanted: Wanted
-    start: tuple[str, ...]
-    """`srun OPTIONS ... python`."""
-    ranks: tuple[str, ...]
-    """What follows the interpreter on every rank."""
-
-    @property
-    def name(self) -> str:
-        """What people call it: the id, or `N_element` in an array."""
-        array, element = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
-        return f"{array}_{element}" if array and element else self.job_id
-
-    def questions(self, hosts: Sequence[str], tasks_per_node: int, words: Sequence[str]) -> list[str]:
-        """As `step`, but a task that fails does not end the others: each is to give its own answer."""
-        return [word for word in self.step(hosts, tasks_per_node, words) if word != KILL_ON_BAD_EXIT]
-
-    def step(self, hosts: Sequence[str], tasks_per_node: int, words: Sequence[str]) -> list[str]:
-        """The command that runs Python with `words`, so many tasks on each of some nodes."""
-        size = [f"--nodes={len(hosts)}", f"--ntasks={len(hosts) * tasks_per_node}"]
-        size += [f"--ntasks-per-node={tasks_per_node}", f"--nodelist={','.join(hosts)}"]
-        return [self.start[0], *size, *self.start[1:], *words]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

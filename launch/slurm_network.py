@@ -7,14 +7,11 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from launch.slurm_nodes import step_lines
-from launch.slurm_step import END_SECONDS, Signals, Step, say
+from launch.slurm_step import END_SECONDS, Job, Signals, Step, say
 from pretrain.config.run_files import RANK_LINE
-
-if TYPE_CHECKING:
-    from launch.slurm_job import Job
 
 PEER_SECONDS = 5.0
 """After one rank has told an error of its own, others with one get this long."""

@@ -11,16 +11,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
 
 from launch.node_facts import PREFIX
 from launch.preflight import NodeFacts, bad_nodes, read_line
-from launch.slurm_step import END_SECONDS, Signals, Step
+from launch.slurm_step import END_SECONDS, Job, Signals, Step
 from pretrain.config.environment import port_of_job
 from pretrain.config.run_files import RANK_LINE
-
-if TYPE_CHECKING:
-    from launch.slurm_job import Job
 
 TRIED_PORTS = 50
 

@@ -164,7 +164,9 @@ def test_refusals_of_slurm_are_told(slurm, words, capsys, monkeypatch):
 )
 def test_the_launcher_of_a_local_run_is_told_from_other_processes(words, state, tmp_path, capsys):
     run_dir = tmp_path / "x"
-    with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as process:
+    command = [sys.executable, "-c", "print(flush=True); input()", *words]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdout.readline()  # it is what its command line says
         attempts.begin(run_dir / "logs", launcher_pid=process.pid, argv=["--config", "my.yaml"])
         write_record(run_dir, LaunchRecord(backend="local", argv=("launch", "local"), directory="."))
         assert launch("status", str(run_dir)) == 0
