@@ -29,7 +29,7 @@ from launch.machine import free_port
 from launch.record import LaunchRecord, write_record
 from pretrain.config import ConfigError
 from pretrain.config.arguments import add_run_arguments, positive_int
-from pretrain.config.identity import check_run_directory
+from pretrain.config.identity import check_run_directory, lock_run_directory
 from pretrain.config.run_files import STOP_FILE
 
 EXAMPLES = """examples:
@@ -102,6 +102,9 @@ def launch(args: argparse.Namespace, argv: Sequence[str]) -> int:
         raise ConfigError(problems)
     if plan.node_rank:  # the command on the first host keeps the record
         return _run(plan)
+    lock_run_directory(
+        job.config.run_dir
+    ).close()  # refuse now, before the record of a running job is touched
     write_record(
         plan.run_dir, LaunchRecord(backend="deepspeed", argv=("launch", *argv), directory=os.getcwd())
     )

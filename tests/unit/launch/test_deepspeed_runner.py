@@ -16,6 +16,7 @@ import pytest
 from launch import attempts, cli
 from launch.deepspeed_runner import read_hostfile
 from pretrain.config import ConfigError
+from pretrain.config.identity import lock_run_directory
 from tests.support.bounds import MINUTE, within
 
 REPO = Path(__file__).parents[3]
@@ -258,6 +259,15 @@ def started(hostfile, tmp_path, monkeypatch):
     for process in processes:
         process.kill()
         process.wait()
+
+
+def test_a_run_that_trains_already_keeps_its_record(hostfile, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("launch.jobs.data_findings", lambda config: [])
+    first = ("--no-ssh", "--node-rank", "0", "--master-addr", "127.0.0.1")
+    with lock_run_directory(str(tmp_path / "run")):
+        assert launch(hostfile, *first, "--set", f"run_dir={tmp_path}/run") == 2
+    assert "another job is training" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "launch.json").exists()
 
 
 def test_a_signal_asks_the_ranks_to_save_and_the_attempt_is_recorded(started, tmp_path):
