@@ -37,7 +37,8 @@ import webdataset
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from benchmarks import corpora, megatron_peers
-from benchmarks.table import Run, environment, interleave, print_table
+from benchmarks.machine import describe
+from benchmarks.table import Run, interleave, print_table
 from data_tools.tokenizer import load_tokenizer
 from pretrain.config.data import CorpusConfig, DataConfig
 from pretrain.config.schema import PretrainBatchConfig
@@ -236,7 +237,7 @@ def main() -> None:
         )
         read, batches = reading(root, arguments.samples, arguments.streaming_python)
         masked = bert(root, arguments.bert_samples)
-        print(environment("numpy", "torch", "webdataset", "megatron-core"))
+        print(describe(("numpy", "torch", "webdataset", "megatron-core")))
         for title, runs in (
             (f"Reading, shuffled, {SEQ_LENGTH} tokens", read),
             (f"GPT batches, {SEQ_LENGTH} tokens", batches),

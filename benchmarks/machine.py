@@ -6,14 +6,15 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 PACKAGES = ("torch", "deepspeed", "megatron-core", "transformers")
 
 
-def describe() -> str:
+def describe(packages: Sequence[str] = PACKAGES) -> str:
     """Processor, cores, versions and commit, in one line."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in packages)
     return f"{os.cpu_count()} cores of {processor()}; {versions}; commit {commit()}"
 
 

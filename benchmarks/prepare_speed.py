@@ -40,7 +40,7 @@ import numpy.typing as npt
 import sentencepiece
 
 from benchmarks.debian_docs import PACKAGES, collect
-from benchmarks.table import environment
+from benchmarks.machine import describe
 from benchmarks.timing import Seconds, taken
 from data_tools.provenance import read_provenance
 from data_tools.shard_format import load_manifest
@@ -270,7 +270,7 @@ def main() -> None:
         if arguments.set_up_only:
             return
         by_name, ids = compare(setting, arguments.repeats)
-    print(f"{environment('sentencepiece')}; equal ids in {ids:,} tokens of both" if ids else environment())
+    print(f"{describe(('sentencepiece',))}{f'; equal ids in {ids:,} tokens of both' if ids else ''}")
     print_rates(by_name)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 import statistics
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
-from pathlib import Path
 
 Run = Callable[[], float]
 """Measures once; returns a rate."""
@@ -28,18 +25,3 @@ def print_table(title: str, unit: str, rates: Mapping[str, list[float]], ours: s
     for name, values in rates.items():
         middle = statistics.median(values)
         print(f"| {name} | {middle:,.0f} | {min(values):,.0f} to {max(values):,.0f} | {best / middle:.2f} |")
-
-
-def environment(*packages: str) -> str:
-    """One line about the machine and the versions of packages."""
-    model = next(
-        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-        platform.machine(),
-    )
-    cores = sum(line.startswith("processor") for line in _lines("/proc/cpuinfo"))
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{cores} x {model}; Linux {platform.release()}; Python {platform.python_version()}; {versions}"
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines()
