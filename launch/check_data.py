@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.attempts import newest_checkpoint
 from launch.estimate import readable_count
 from launch.findings import Finding
 from pretrain.config import RunConfig
@@ -55,7 +56,16 @@ def data_findings(config: RunConfig) -> list[Finding]:
             if split is not None and not problems:
                 share = corpus.weight / total_weight if name == "train" else None
                 findings.append(_summary(split, config, share))
-    return findings + _validation_findings(without_validation, len(config.data.corpora))
+    findings += _validation_findings(without_validation, len(config.data.corpora))
+    return findings + _initial_weights_findings(config)
+
+
+def _initial_weights_findings(config: RunConfig) -> list[Finding]:
+    """What a fresh run starts from must be there; one that has checkpoints goes on from those."""
+    path = config.initial_weights
+    if path is None or Path(path).exists() or newest_checkpoint(Path(config.run_dir)):
+        return []
+    return [Finding("error", "data", f"initial_weights: {path} does not exist")]
 
 
 def _validation_findings(without: list[str], corpora: int) -> list[Finding]:

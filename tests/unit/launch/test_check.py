@@ -158,6 +158,14 @@ def test_shards_behind_a_command_are_left_to_the_ranks_but_their_manifest_is_not
     assert code == 2 and "vocab_size 100" in out
 
 
+def test_initial_weights_must_be_there_until_the_run_has_a_checkpoint(capsys, run):
+    wanted = ("--set", f"initial_weights={run.parent / 'runs' / 'other'}")
+    code, out = headwater_check(capsys, run, *wanted)
+    assert code == 2 and "initial_weights: " in out and "does not exist" in out
+    (run.parent / "runs" / "x" / "checkpoints" / "step-00000010").mkdir(parents=True)
+    assert headwater_check(capsys, run, *wanted)[0] == 0
+
+
 def test_bert_needs_sentences(capsys, run):
     code, out = headwater_check(capsys, run, "--set", "model.kind=bert")
     assert code == 2
