@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,8 +100,12 @@ def generate_all(checkpoint: Path, prompts: Path, out: Path, options: WritingOpt
     texts = [record.text("prompt", "the table of --prompts") for record in records]
     lines: list[str] = []
     with open_writer(checkpoint) as writer, tqdm(total=len(texts), unit="text", disable=None) as progress:
+        tokens = [writer.tokens_of(text) for text in texts]
+        for record, prompt in zip(records, tokens, strict=True):  # before hours are spent on those before it
+            writer.require_room(prompt, options, f"{record.where}: ")
         for first in range(0, len(texts), batch_size):
-            for text in writer.continue_texts(texts[first : first + batch_size], options):
+            own = replace(options, seed=options.seed + first)  # whatever the size of a batch
+            for text in writer.continue_tokens(tokens[first : first + batch_size], own):
                 row = {**records[len(lines)].fields, "text": text}
                 lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
                 progress.update()

@@ -102,19 +102,16 @@ def _responses(
     """Greedy responses to prompts, until the end of text or as long as the context allows."""
     from tqdm import tqdm
 
-    from data_tools.errors import DataError
     from finetune.writing import Writer, WritingOptions
 
     writer = Writer(finetuned.model, finetuned.encoder.codec)
+    options = WritingOptions(max_new_tokens=LONGEST_RESPONSE, cut_at_context=True)
     with tqdm(total=len(rows), unit="row", disable=None) as progress:
         for first in range(0, len(rows), batch_size):
             part = rows[first : first + batch_size]
             prompts = [ids.tolist() for ids in task.prompt_ids(part, finetuned.encoder.codec)]
-            rooms = [writer.context - len(prompt) for prompt in prompts]
-            if (room := min(rooms)) < 1:
-                where = part[rooms.index(room)].where
-                raise DataError(f"{where}: the prompt fills the model's context of {writer.context} tokens")
-            options = WritingOptions(max_new_tokens=min(room, LONGEST_RESPONSE))
+            for row, prompt in zip(part, prompts, strict=True):
+                writer.require_room(prompt, options, f"{row.where}: ")
             texts = writer.continue_tokens(prompts, options)
             yield from zip(part, ({"response": text} for text in texts), strict=True)
             progress.update(len(part))

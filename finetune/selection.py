@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 
@@ -81,8 +82,10 @@ class Selection:
 
     def _is_better(self, step: int, value: float | None) -> bool:
         sign = -1.0 if self._wanted.metric in LOWER_IS_BETTER else 1.0
-        better = value is not None and (self.best_step is None or sign * value > sign * self._best)
-        if better and value is not None:
+        if value is None:  # JSON's for a number that is none
+            value = math.nan
+        better = not math.isnan(value) and (self.best_step is None or sign * value > sign * self._best)
+        if better:
             self._best, self.best_step, self._since_best = value, step, 0
         else:
             self._since_best += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,36 +11,38 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from pretrain.config import ConfigError
+from finetune.config import load_finetune_config
+from pretrain.config import ConfigError, exit_codes
 from pretrain.config.environment import world_size_from_environment
+from pretrain.stop import SIGNALS
 
 SWEEP = "sweep.json"
 
 
-def sweep(config: Path, overrides: Sequence[str], run_dir: Path, seeds: Sequence[int]) -> int:
-    """Run what is not complete yet, each seed in a directory and a process of its own.
+def sweep(path: Path, overrides: Sequence[str], seeds: Sequence[int]) -> int:
+    """Run what is not complete yet, each seed in a process of its own and in `run_dir/seed-N`.
 
     Args:
-        config: The YAML file.
+        path: The YAML file; its run_dir gets sweep.json, too.
         overrides: `section.key=value` texts for all runs.
-        run_dir: Gets a directory `seed-N` for each run, and sweep.json.
         seeds: At least two, all different.
 
     Returns:
-        0, or the exit code of the first run that did not end well.
+        0, or the exit code of the first run that did not end well; 75 where a signal ended the sweep.
 
     Raises:
-        ConfigError: A launcher started several ranks, or seeds that are no sweep.
+        ConfigError: A launcher started several ranks, a wrong config, or seeds that are no sweep.
     """
     if world_size_from_environment() > 1:
         raise ConfigError("--seeds runs in one process; start it without launcher")
     if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
         raise ConfigError("--seeds: give two or more, all different")
+    run_dir = Path(load_finetune_config(path, overrides, 1).run_dir)
+    children = _Children()
     for seed in seeds:
         settings = [*overrides, f"seed={seed}", f"run_dir={run_dir / f'seed-{seed}'}"]
         words = [word for text in settings for word in ("--set", text)]
-        command = [sys.executable, "-m", "launch.cli", "finetune", "--config", str(config), *words]
-        code = subprocess.run(command).returncode
+        code = children.run([sys.executable, "-m", "launch.cli", "finetune", "--config", str(path), *words])
         if code:
             return code
     results = {seed: _results(run_dir / f"seed-{seed}") for seed in seeds}
@@ -61,6 +64,30 @@ def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]
         name: {"mean": mean(values), "stdev": stdev(values), "min": min(values), "max": max(values)}
         for name, values in columns.items()
     }
+
+
+class _Children:
+    """Processes one after the other, each of which gets the signals of this one."""
+
+    def __init__(self) -> None:
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        for number in SIGNALS:
+            signal.signal(number, self._pass_on)
+
+    def run(self, command: Sequence[str]) -> int:
+        """Run a command; its exit code as a shell gives it, 75 where it came to its end before a signal."""
+        if not self._stopped:
+            self._child = subprocess.Popen(command)
+            code = self._child.wait()
+            if code:
+                return code if code > 0 else 128 - code
+        return exit_codes.STOPPED if self._stopped else exit_codes.OK
+
+    def _pass_on(self, number: int, _frame: object) -> None:
+        self._stopped = True
+        if self._child is not None:
+            self._child.send_signal(number)
 
 
 def _results(run_dir: Path) -> dict[str, Any]:

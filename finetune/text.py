@@ -133,13 +133,13 @@ def open_text_codec(directory: Path, vocab_size: int) -> TextCodec:
         vocab_size: Of its model.
 
     Raises:
-        CheckpointError: It has none, or that of another model.
+        CheckpointError: It has none, a damaged one, or that of another model.
     """
     files = tokenizer_files(directory)
     own = own_tokenizer(files)
     if own is None and not files.keys() - {"config.json"}:
         raise CheckpointError(f"{directory}: no tokenizer in this checkpoint; put its {SENTENCEPIECE} there")
-    codec: TextCodec = HfTextCodec(directory) if own is None else load_tokenizer(own)
+    codec: TextCodec = _hf_codec(directory, sorted(files)) if own is None else load_tokenizer(own)
     # Imported models may have rows that no piece uses.
     if codec.vocab_size > vocab_size or (own is not None and codec.vocab_size != vocab_size):
         raise CheckpointError(
@@ -147,6 +147,17 @@ def open_text_codec(directory: Path, vocab_size: int) -> TextCodec:
             "tokenizer of another model: put the model's own there"
         )
     return codec
+
+
+def _hf_codec(directory: Path, names: Sequence[str]) -> HfTextCodec:
+    try:
+        return HfTextCodec(directory)
+    except Exception as error:  # damaged files end in errors of every kind, down to the base class itself
+        told = (str(error).splitlines() or [""])[0]
+        raise CheckpointError(
+            f"{directory}: its tokenizer cannot be read ({type(error).__name__}: {told}); put the model's "
+            f"own files there, for {', '.join(names)}"
+        ) from error
 
 
 def bos_id(codec: TextCodec) -> int | None:

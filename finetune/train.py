@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 EXAMPLES = """examples:
   headwater finetune --config configs/finetune/classification.yaml
@@ -25,18 +24,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(
         "finetune", "Train a checkpoint further for a task.", EXAMPLES, argv, _add_seeds
     )
-    from finetune.config import load_finetune_config
-    from finetune.session import finetune
     from pretrain.config.environment import adopt_place, world_size_from_environment
-    from pretrain.stop import StopSignals
 
-    signals = StopSignals()
     adopt_place()
-    config = load_finetune_config(arguments.config, arguments.overrides, world_size_from_environment())
     if arguments.seeds:
         from finetune.sweep import sweep
 
-        return sweep(arguments.config, arguments.overrides, Path(config.run_dir), arguments.seeds)
+        return sweep(arguments.config, arguments.overrides, arguments.seeds)
+    from finetune.config import load_finetune_config
+    from finetune.session import finetune
+    from pretrain.stop import StopSignals
+
+    signals = StopSignals()
+    config = load_finetune_config(arguments.config, arguments.overrides, world_size_from_environment())
     return finetune(config, signals)
 
 

@@ -9,7 +9,7 @@ Legend: B texts, P longest prompt, T tokens so far, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class WritingOptions:
     """A text ends before the first of these that it contains."""
     seed: int = 0
     """Of the choice of tokens; the n-th text of a batch has seed + n. Greedy needs none."""
+    cut_at_context: bool = False
+    """End a text where the model's context ends, instead of refusing a prompt without room for all tokens."""
 
 
 class Writer:
@@ -70,9 +72,10 @@ class Writer:
         told: Told = lambda _number, _piece: None,
     ) -> list[str]:
         """As `continue_texts`, for prompts of one token or more each."""
-        for prompt in tokens:
-            self._require_room(prompt, options.max_new_tokens)
-        texts = [_Text(self._codec, prompt, options, number, told) for number, prompt in enumerate(tokens)]
+        texts = []
+        for number, prompt in enumerate(tokens):
+            own = replace(options, max_new_tokens=self.require_room(prompt, options))
+            texts.append(_Text(self._codec, prompt, own, number, told))
         longest = max(map(len, tokens))
         pads = torch.tensor([longest - len(prompt) for prompt in tokens], device=self._device)
         rows = [[self._filler] * (longest - len(prompt)) + prompt for prompt in tokens]
@@ -101,12 +104,24 @@ class Writer:
         found: Tensor = self._model(tokens.to(self._device))["logits"]
         return found[..., : self._vocab_size].float().cpu()
 
-    def _require_room(self, tokens: list[int], max_new_tokens: int) -> None:
-        if len(tokens) + max_new_tokens > self._context:
+    def require_room(self, prompt: list[int], options: WritingOptions, where: str = "") -> int:
+        """Most new tokens behind a prompt.
+
+        Args:
+            prompt: Its tokens.
+            options: How many are wanted: all of them, or with `cut_at_context` one at least.
+            where: Names the prompt in the error.
+
+        Raises:
+            ConfigError: The model's context has no room for them.
+        """
+        room, wanted = self._context - len(prompt), 1 if options.cut_at_context else options.max_new_tokens
+        if room < wanted:
             raise ConfigError(
-                f"the prompt has {len(tokens)} tokens; with --max-new-tokens {max_new_tokens} that is longer "
-                f"than the model's context of {self._context}; shorten the prompt or generate less"
+                f"{where}the prompt has {len(prompt)} tokens; {wanted} new ones do not fit into the model's "
+                f"context of {self._context}; shorten the prompt or write less (--max-new-tokens)"
             )
+        return min(room, options.max_new_tokens)
 
     @property
     def _filler(self) -> int:
@@ -126,7 +141,7 @@ class Writer:
         real = earlier[None, None, :] >= pads[:, None, None]
         itself = earlier[None, :] == places[:, None]  # padding sees itself, for a softmax needs something
         mask = (causal & real | itself)[:, None]  # [B, 1, S, T]
-        positions = (places[None, :] - pads[:, None]).clamp(min=0)
+        positions = (places[None, :] - pads[:, None]).clamp(0, self._context - 1)  # fillers may lie behind it
         logits: Tensor = self._model(new, position_ids=positions, attention_mask=mask)["logits"]
         return logits[:, -1, : self._vocab_size].float().cpu()  # the padded rows were never trained
 
@@ -153,7 +168,8 @@ class _Text:
             return token
         self._new.append(token)
         text = self._text()
-        self.finished = self._cut(text) < len(text)
+        full = len(self._new) == self._options.max_new_tokens
+        self.finished = full or self._cut(text) < len(text)
         self._tell_until(self._safe(text))
         return token
 

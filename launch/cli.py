@@ -29,7 +29,9 @@ GROUPS: dict[str, tuple[str, str]] = {
     "evaluate": ("finetune.evaluate", "score a finetuned checkpoint on labelled rows"),
     "predict": ("finetune.predict", "answer rows with a finetuned checkpoint"),
     "embed": ("finetune.embed", "sentence embeddings of texts from a BERT checkpoint"),
+    "explain": ("finetune.explain", "what an answer rests on: token attributions and attention, as a page"),
     "generate": ("finetune.generate", "write text with a GPT checkpoint"),
+    "audit": ("finetune.audit", "what a GPT checkpoint has memorised: planted secrets, verbatim text"),
     "export": ("finetune.export_hf", "convert a checkpoint to the Hugging Face format"),
     "import": ("finetune.import_hf", "convert a Hugging Face model to a checkpoint"),
 }
@@ -39,7 +41,13 @@ RUN_COMMANDS = {"trace": "pretrain.data.trace", "audit": "pretrain.data.audit"}
 """`headwater data` commands that look at a run; data_tools knows no runs."""
 
 OWN_PACKAGES = ("data_tools", "finetune", "launch", "pretrain")
-EXTRAS = {"seqeval": "finetune", "sklearn": "finetune", "tokenizers": "hf", "transformers": "hf"}
+EXTRAS = {
+    "captum": "explain",
+    "seqeval": "finetune",
+    "sklearn": "finetune",
+    "tokenizers": "hf",
+    "transformers": "hf",
+}
 """Packages that only an extra of the distribution installs."""
 
 USAGE = """usage: headwater GROUP ...   (headwater GROUP --help explains a group)

@@ -16,7 +16,7 @@ from finetune.import_hf import import_hf
 
 
 def main(wanted: dict[str, Any]) -> None:
-    """Import once, train, print accuracy and seconds of the training loop (a save at its end included)."""
+    """Import once, train, print accuracy and seconds of the loop, a checkpoint at its end included."""
     out = Path(wanted["out"])
     if not (out / "imported").exists():
         import_hf(Path(wanted["hf"]), out / "imported")

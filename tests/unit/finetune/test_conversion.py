@@ -132,7 +132,7 @@ def test_sampling_depends_on_the_seed_only(runs):
 
 
 def test_a_prompt_longer_than_the_context_is_an_error(runs):
-    with pytest.raises(ConfigError, match="longer than the model's context of 48"):
+    with pytest.raises(ConfigError, match="do not fit into the model's context of 48"):
         generate(runs / "gpt", "the statement " * 60, 1, SamplingOptions())
     with pytest.raises(ConfigError, match="only a gpt"):
         generate(runs / "bert", "x", 1, SamplingOptions())

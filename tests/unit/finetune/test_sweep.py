@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
+import threading
+import time
 
 import pytest
 
-from finetune.sweep import summary
-from pretrain.config import ConfigError
+from finetune.sweep import _Children, summary
+from pretrain.config import ConfigError, exit_codes
 from tests.unit.finetune.test_finetune_run import own_process  # noqa: F401 (autouse)
 from tests.unit.finetune.test_task_runs import models, write_config  # noqa: F401
 
@@ -19,6 +24,28 @@ def test_the_summary_of_a_sweep():
         "accuracy",
         {"mean": pytest.approx(0.6), "stdev": pytest.approx(0.1), "min": 0.5, "max": 0.7},
     )
+
+
+def test_a_signal_reaches_the_run_and_no_other_is_begun(tmp_path):
+    ready = tmp_path / "ready"
+    script = (
+        "import pathlib, signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); "
+        f"pathlib.Path({str(ready)!r}).touch(); time.sleep(60)"
+    )
+
+    def stop():
+        while not ready.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    children = _Children()
+    threading.Thread(target=stop, daemon=True).start()
+    assert children.run([sys.executable, "-c", script]) == exit_codes.STOPPED
+    assert (
+        children.run([sys.executable, "-c", f"open({str(tmp_path / 'second')!r}, 'w')"]) == exit_codes.STOPPED
+    )
+    assert not (tmp_path / "second").exists()
+    assert _Children().run([sys.executable, "-c", "import os; os.abort()"]) == 128 + signal.SIGABRT
 
 
 @pytest.mark.slow

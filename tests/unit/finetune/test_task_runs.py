@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ from transformers import (
 
 from data_tools.errors import DataError
 from finetune import evaluate, predict, train
+from finetune.config import SelectionConfig
 from finetune.export_hf import export
+from finetune.selection import Selection
 from finetune.source import read_source
 from pretrain.config import ConfigError
 from tests.unit.finetune.test_conversion import architecture, write_run
@@ -253,6 +256,17 @@ def test_the_best_checkpoint_is_kept_and_the_run_ends_early(models, tmp_path, ca
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == results
     after = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert after == rows
+
+
+def test_a_score_that_is_no_number_is_never_the_best(tmp_path, monkeypatch):
+    kept = []
+    monkeypatch.setattr(Selection, "_keep", lambda _self, _job, step: kept.append(step))
+    selection = Selection(SelectionConfig(metric="loss", patience=2))
+    job = SimpleNamespace(run_dir=tmp_path)
+    for step, loss in enumerate([float("nan"), 3.0, float("nan"), 2.0, float("nan"), 2.5], start=1):
+        selection.evaluated(job, step, {"loss": loss})
+        assert selection.finished == (step == 6)
+    assert kept == [2, 4] and selection.best_step == 4
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 3])

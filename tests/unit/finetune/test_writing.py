@@ -13,6 +13,7 @@ from finetune.export_hf import export
 from finetune.sampling import SamplingOptions
 from finetune.single_rank import LAYOUT, single_rank
 from finetune.writing import Writer, WritingOptions
+from pretrain.config import ConfigError
 from pretrain.config.model import GPTModelConfig
 from pretrain.models.cache import KeyValueCache, cached_attention
 from pretrain.models.gpt import GPT
@@ -132,6 +133,30 @@ def test_the_seed_decides_and_each_text_has_its_own(writer):
     options = WritingOptions(sampling=SamplingOptions(temperature=1.0), max_new_tokens=12, seed=4)
     texts = writer.continue_texts(["a", "a"], options)
     assert texts[0] != texts[1] and texts == writer.continue_texts(["a", "a"], options)
+
+
+def test_a_text_may_end_where_the_context_does_whatever_else_is_in_the_batch(writer):
+    long = (writer.tokens_of("In the class body, the value of") * 20)[:45]
+    options = WritingOptions(max_new_tokens=40, cut_at_context=True)
+    texts = writer.continue_tokens([long, writer.tokens_of("a")], options)
+    assert texts[0] == writer.continue_tokens([long], WritingOptions(max_new_tokens=3))[0]
+    assert texts[1] == writer.continue_texts(["a"], WritingOptions(max_new_tokens=40))[0]
+    with pytest.raises(ConfigError, match="the prompt has 45 tokens; 4 new ones do not fit"):
+        writer.continue_tokens([long], WritingOptions(max_new_tokens=4))
+
+
+def test_texts_of_a_file_depend_neither_on_the_batch_size_nor_come_half(run, tmp_path):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(json.dumps({"prompt": "a"}) + "\n" + json.dumps({"prompt": "the value"}) + "\n")
+    words = ["--checkpoint", str(run), "--prompts", str(prompts), "--temperature", "1", "--seed", "3"]
+    for size in "12":
+        out = ["--out", str(tmp_path / size), "--batch-size", size, "--max-new-tokens", "9"]
+        assert generate.main([*words, *out]) == 0
+    assert (tmp_path / "1").read_text() == (tmp_path / "2").read_text()
+    prompts.write_text(prompts.read_text() + json.dumps({"prompt": "the value of " * 20}) + "\n")
+    with pytest.raises(ConfigError, match="prompts.jsonl:3: the prompt has"):
+        generate.main([*words, "--out", str(tmp_path / "3"), "--max-new-tokens", "9"])
+    assert not (tmp_path / "3").exists()
 
 
 def test_prompts_of_a_file_and_the_terminal(run, tmp_path, capsys):
