@@ -72,7 +72,8 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     source = find_checkpoint(Path(config.pretrained))
     architecture = read_architecture(source)
     config = with_model(config, architecture.model)
-    data = load_data(config, open_text_codec(source, architecture.model.vocab_size))
+    known = architecture.labels if keeps_head(config, architecture) else None
+    data = load_data(config, open_text_codec(source, architecture.model.vocab_size), known)
     check_head(config, architecture, data.labels)
     teacher = read_teacher(config, source, data.labels)
     topology = initialize_topology(config.parallel.tensor_model_parallel_size)
@@ -88,8 +89,13 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     return code
 
 
-def load_data(config: FinetuneConfig, codec: TextCodec) -> TaskData:
+def load_data(config: FinetuneConfig, codec: TextCodec, known: tuple[str, ...] | None = None) -> TaskData:
     """Read and tokenise both files.
+
+    Args:
+        config: Names files and columns.
+        codec: The tokenizer of the checkpoint.
+        known: Labels of a head that is kept; where the data has the same ones, their order is this one.
 
     Raises:
         DataError: A bad row or an unknown label, with file and line.
@@ -98,6 +104,8 @@ def load_data(config: FinetuneConfig, codec: TextCodec) -> TaskData:
     paths = [Path(config.data.train), Path(config.data.validation)]
     train, validation = (task.read(path) for path in paths)
     labels = task.infer_labels(paths[0], train)
+    if known is not None and set(known) == set(labels):
+        labels = known
     encoder = Encoder(codec, config.batch.seq_length, labels)
     examples = task.encode(train, encoder)
     if isinstance(config.task, SftTask) and config.task.packing:

@@ -83,6 +83,18 @@ def test_a_head_is_kept_for_the_same_labels_and_refused_for_others(models, tmp_p
     assert read_source(tmp_path / "third").parameters["head.weight"].shape[0] == 3
 
 
+def test_a_kept_head_keeps_the_order_of_its_labels(models, tokenizer_model, tmp_path):  # noqa: F811
+    of = dataclasses.replace(architecture("classifier", 900), labels=("tool", "fruit"))
+    write_run(tmp_path / "theirs", of, tokenizer_model)
+    config = write_config(tmp_path, models, "classification")
+    on = [f"pretrained={tmp_path / 'theirs'}", "training.train_steps=1", "optimizer.lr=1e-9"]
+    assert run(config, *on) == 0
+    assert json.loads((tmp_path / "run" / "results.json").read_text())["labels"] == ["tool", "fruit"]
+    before, after = (read_source(tmp_path / name) for name in ("theirs", "run"))
+    assert after.architecture.labels == ("tool", "fruit")
+    assert torch.allclose(after.parameters["head.weight"], before.parameters["head.weight"], atol=1e-6)
+
+
 def test_a_checkpoint_whose_labels_or_tokenizer_are_of_another_model(models, tokenizer_model, tmp_path):  # noqa: F811
     of = architecture("classifier", load_tokenizer(tokenizer_model).vocab_size)
     three = dataclasses.replace(of, labels=("a", "b", "c"))
