@@ -97,7 +97,7 @@ def generate_all(checkpoint: Path, prompts: Path, out: Path, options: WritingOpt
 
     require_absent(out)
     records = list(read_records(prompts))
-    texts = [record.text("prompt", "the table of --prompts") for record in records]
+    texts = [record.text("prompt", "--prompts") for record in records]
     lines: list[str] = []
     with open_writer(checkpoint) as writer, tqdm(total=len(texts), unit="text", disable=None) as progress:
         tokens = [writer.tokens_of(text) for text in texts]

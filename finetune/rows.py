@@ -35,15 +35,14 @@ class Record:
 
         Args:
             column: Its name.
-            key: Of the config, which names it.
+            key: Of the config, or the option, that it comes from.
 
         Raises:
             DataError: The row has no such column.
         """
         if column not in self.fields:
             raise DataError(
-                f"{self.where}: no {column!r}; the row has {listed(list(self.fields))} ({key} in the config "
-                "names it)"
+                f"{self.where}: no {column!r}, which {key} asks for; the row has {listed(list(self.fields))}"
             )
         return self.fields[column]
 

@@ -97,8 +97,8 @@ GOOD = {"text": "fine", "label": "x"}
     [
         ("{not json", "not JSON"),
         ("[1, 2]", "a row must be a JSON object"),
-        ({"label": "x"}, "no 'text'; the row has 'label' .data.text"),
-        ({"text": "t"}, "no 'label'; the row has 'text' .data.label"),
+        ({"label": "x"}, "no 'text', which data.text asks for; the row has 'label'"),
+        ({"text": "t"}, "no 'label', which data.label asks for; the row has 'text'"),
         ({"text": 5, "label": "x"}, "'text' must be text that is not blank, not 5"),
         ({"text": " \n", "label": "x"}, "'text' must be text that is not blank"),
         ({"text": "t", "label": 0.5}, "'label' must be text, a whole number"),
@@ -232,7 +232,7 @@ def test_bad_questions(tmp_path):
 
 
 def test_a_record_names_what_it_lacks():
-    with pytest.raises(DataError, match=r"f:1: no 'b'; the row has 'a' \(data.x in the config names it\)"):
+    with pytest.raises(DataError, match="f:1: no 'b', which data.x asks for; the row has 'a'"):
         Record("f:1", {"a": 1}).get("b", "data.x")
 
 
