@@ -193,9 +193,12 @@ def _integrated(
     import torch
     from captum.attr import LayerIntegratedGradients
 
+    from finetune.tasks.pairs import special_ids
+
     tokens = batch["tokens"]
-    special = (tokens == codec.cls_id) | (tokens == codec.sep_id)
-    empty = torch.where(special, tokens, torch.full_like(tokens, codec.pad_id or 0))
+    cls_id, sep_id, pad_id = special_ids(codec)
+    special = (tokens == cls_id) | (tokens == sep_id)
+    empty = torch.where(special, tokens, torch.full_like(tokens, pad_id))
 
     def output(ids: Tensor) -> Tensor:
         others = (batch[name].expand(len(ids), -1) for name in ("token_types", "padding_mask"))
