@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from pretrain.data.audit import audit_run
 from pretrain.data.trace import trace_step
+from tests.support import crash_drill
 from tests.support.crash_drill import Drill, Kill, run_attempt
 from tests.support.runs import rows
 from tests.support.training import Layout, tiny_config
@@ -21,6 +25,37 @@ SEED = 16
 def test_a_killed_and_damaged_run_ends_as_if_undisturbed(corpus: Path, tmp_path: Path) -> None:
     tally = Drill(corpus, tmp_path, seed=SEED).run(kills=2, layouts=["ZeRO 1, TP 2, bf16"])
     assert tally.kills.total() == 2 and tally.checkpoints >= 3
+
+
+def test_a_death_that_is_reported_late_ends_the_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All pipes have spoken, and the dead rank still counts as alive: the job is not complete for that."""
+    silent, reported = os.eventfd(0), os.eventfd(0)
+    asked: list[int] = []
+
+    def is_alive() -> bool:
+        os.eventfd_write(reported, 1)
+        asked.append(1)
+        return len(asked) == 1
+
+    def nothing_comes() -> None:
+        raise EOFError
+
+    pipes = [
+        SimpleNamespace(send=print, poll=lambda: True, recv=lambda: (False, "Connection reset by peer")),
+        SimpleNamespace(send=print, poll=lambda: True, recv=nothing_comes),
+    ]
+    processes = [
+        SimpleNamespace(sentinel=silent, is_alive=lambda: True),
+        SimpleNamespace(sentinel=reported, is_alive=is_alive),
+    ]
+    pool = SimpleNamespace(_pipes=pipes, _processes=processes)
+    monkeypatch.setattr(crash_drill, "RankPool", lambda *_: contextlib.nullcontext(pool))
+    kill = Kill("train", rank=1, nth=1, after_seconds=0.0, grace_seconds=0.0)
+    (log := tmp_path / "ranks.log").touch()
+    assert run_attempt(2, {}, kill, log)
+    os.close(silent), os.close(reported)
 
 
 def losses(run_dir: Path) -> list[float]:

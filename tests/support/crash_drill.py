@@ -99,18 +99,29 @@ def run_attempt(world_size: int, config: dict[str, Any], kill: Kill | None, log:
             if kill and kill.where == CLOCK and elapsed > kill.after_seconds:
                 with contextlib.suppress(ProcessLookupError):  # dead already, and not yet reported
                     os.kill(pool._processes[kill.rank].pid, signal.SIGKILL)
-            multiprocessing.connection.wait([process.sentinel for process in pool._processes], timeout=0.05)
-            if any(not process.is_alive() for process in pool._processes):
+            if _any_dead(pool, seconds=0.05):
                 assert kill, f"a rank died by itself:\n{log.read_text()}"
                 time.sleep(kill.grace_seconds)
                 return True
             for rank in [rank for rank, pipe in waiting.items() if pipe.poll()]:
                 answer = _answer(waiting.pop(rank))
-                if answer != (True, 0):  # of a rank that notices a kill before we do
-                    time.sleep(0.5)
-                    dead = any(not process.is_alive() for process in pool._processes)
-                    assert dead, f"rank {rank} answers {answer}:\n{log.read_text()}"
+                if answer != (True, 0):  # of a rank that is dead, or that notices the death before we do
+                    assert kill and _any_dead(pool, seconds=10.0), (
+                        f"rank {rank}: {answer}:\n{log.read_text()}"
+                    )
+                    time.sleep(kill.grace_seconds)
+                    return True
         return False
+
+
+def _any_dead(pool: RankPool, seconds: float) -> bool:
+    """Whether a rank is known to be dead, within so many seconds.
+
+    The process that forked the ranks reports it, on a busy machine after the pipe of the dead one has closed
+    and the others have answered.
+    """
+    multiprocessing.connection.wait([process.sentinel for process in pool._processes], timeout=seconds)
+    return any(not process.is_alive() for process in pool._processes)
 
 
 def _answer(pipe: multiprocessing.connection.Connection) -> Any:
