@@ -19,7 +19,7 @@ PYTEST_ARGS ?=
 STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt data_tools/tokenizer/_segments.c; pwd; } | sha256sum | cut -c1-16)
 UNIT_TESTS := tests/unit tests/architecture
 DISTRIBUTED_TESTS := tests/distributed tests/integration
-# Test files side by side; not for tests that start ranks, which fill the machine by themselves.
+# Test files side by side; not those that start ranks (marker: distributed), which fill the machine by themselves.
 PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
 
 .PHONY: help venv demo bench test test-slow test-slurm lint check format clean
@@ -72,12 +72,12 @@ demo: $(STAMP)
 	@$(BIN)/python -m launch.demo $(DEMO_ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow" $(PYTEST_ARGS) $(UNIT_TESTS)
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not distributed" $(PYTEST_ARGS) $(UNIT_TESTS) $(DISTRIBUTED_TESTS)
+	$(BIN)/python -m pytest -m "not slow and distributed" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
 
 test-slow: $(STAMP)
-	@$(BIN)/python -m pytest $(PARALLEL) -m slow $(PYTEST_ARGS) $(UNIT_TESTS)
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "slow and not distributed" $(PYTEST_ARGS) $(UNIT_TESTS) $(DISTRIBUTED_TESTS)
+	$(BIN)/python -m pytest -m "slow and distributed" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
 
 bench: $(STAMP)
 	@for work in gpt bert-128 bert-512; do $(BIN)/python -m benchmarks.training_step --work $$work; done

@@ -52,6 +52,14 @@ def test_classes_stay_short():
     assert not long, f"over {MAX_CLASS_LINES} lines: {long}"
 
 
+def test_tests_that_start_ranks_lie_where_make_test_runs_them():
+    """The Makefile runs tests with the marker `distributed` in these two folders, the others side by side."""
+    marked = {path for path in (REPO / "tests").rglob("test_*.py") if "mark.distributed" in path.read_text()}
+    marked.discard(Path(__file__))
+    assert marked
+    assert not [path for path in marked if path.parent.name not in ("distributed", "integration")]
+
+
 def test_the_measure_sees_what_is_too_long():
     source = "@decorator\ndef f():\n" + "    pass\n" * 3
     assert oversized(source, (ast.FunctionDef,), 4) == ["2 f: 5 lines"]

@@ -26,8 +26,8 @@ PLACES = {
     "z2-tp2-dp2": (4, Layout(2, 2)),
     "z3-tp2-dp2": (4, Layout(2, 3)),
 }
-# 24 pairs: each place is source and target of three others. The whole table of 144 is one command,
-# `python -m benchmarks.checkpoint_layouts`; docs/checkpoint-layouts-measured.md has it.
+# 24 pairs: each place is source and target of three others, of two in `make test`. The whole table of 144 is
+# one command, `python -m benchmarks.checkpoint_layouts`; docs/checkpoint-layouts-measured.md has it.
 PAIRS = [
     (source, list(PLACES)[(number + distance) % len(PLACES)])
     for number, source in enumerate(PLACES)
@@ -43,10 +43,15 @@ def pools() -> Iterator[dict[int, RankPool]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(pools: dict[int, RankPool]) -> dict[str, Any]:
-    return {
-        kind: pools[1].run(TRAIN, kind=kind, layout=Layout(zero_stage=0), steps=BEFORE + AFTER)[0]
-        for kind in ("gpt", "bert")
-    }
+    """By kind: the run that never stopped, when it is first asked for."""
+
+    class Undisturbed(dict[str, Any]):
+        def __missing__(self, kind: str) -> Any:
+            layout = Layout(zero_stage=0)
+            self[kind] = pools[1].run(TRAIN, kind=kind, layout=layout, steps=BEFORE + AFTER)[0]
+            return self[kind]
+
+    return Undisturbed()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,8 @@ def saved(pools: dict[int, RankPool], tmp_path_factory: pytest.TempPathFactory) 
 @pytest.mark.parametrize(
     ("kind", "source", "target"),
     [
-        *(("gpt", *pair) for pair in PAIRS),
+        *(("gpt", *pair) for number, pair in enumerate(PAIRS) if number % 3 < 2),
+        *(pytest.param("gpt", *pair, marks=pytest.mark.slow) for pair in PAIRS[2::3]),
         *(pytest.param("bert", *pair, marks=pytest.mark.slow) for pair in PAIRS[::3]),
     ],
 )

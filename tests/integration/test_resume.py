@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.runs import HEADWATER, finish, run, start, tiny_run, trajectory, wait_for_step
+from tests.support.runs import HEADWATER, finish, rows, run, start, tiny_run, trajectory, wait_for_step
 
 LAUNCH = [*HEADWATER, "launch", "local", "--nproc", "2"]
 LAYOUT = {
@@ -29,9 +29,9 @@ def undisturbed(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 
 
 def test_undisturbed_run_is_complete(undisturbed: dict[str, Path]) -> None:
-    rows = [row for row in trajectory(undisturbed["bert"]) if "loss" in row]
-    assert [row["step"] for row in rows] == list(range(1, 17))
-    last = rows[-1]
+    trained = [row for row in trajectory(undisturbed["bert"]) if "loss" in row]
+    assert [row["step"] for row in trained] == list(range(1, 17))
+    last = trained[-1]
     assert last["loss"] == pytest.approx(last["mlm_loss"] + last["nsp_loss"])
     assert last["consumed_samples"] == 128
     assert last["consumed_tokens"] == 128 * 64
@@ -48,31 +48,35 @@ def test_undisturbed_run_is_complete(undisturbed: dict[str, Path]) -> None:
     assert kept == ["step-00000015", "step-00000016"]  # keep_last: 2
 
 
-@pytest.mark.parametrize("kind", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
-def test_kill_9_then_the_same_command(
-    kind: str, corpus: Path, undisturbed: dict[str, Path], tmp_path: Path
-) -> None:
-    command = [*LAUNCH, *tiny_run(kind, corpus, tmp_path / kind), *LAYOUT[kind]]
+@pytest.mark.slow
+def test_kill_9_then_the_same_command(corpus: Path, undisturbed: dict[str, Path], tmp_path: Path) -> None:
+    command = [*LAUNCH, *tiny_run("bert", corpus, tmp_path / "bert"), *LAYOUT["bert"]]
     process = start(command)
-    wait_for_step(tmp_path / kind, 4)
+    wait_for_step(tmp_path / "bert", 4)
     os.kill(process.pid, signal.SIGKILL)  # the launcher; its ranks die with it
     finish(process)
-    output = run(command)
-    assert "resuming from" in output
-    assert trajectory(tmp_path / kind) == trajectory(undisturbed[kind])
+    assert "resuming from" in run(command)
+    assert trajectory(tmp_path / "bert") == trajectory(undisturbed["bert"])
 
 
-def test_sigterm_saves_and_the_damaged_checkpoint_is_passed_over(
-    corpus: Path, undisturbed: dict[str, Path], tmp_path: Path
-) -> None:
-    command = [*LAUNCH, *tiny_run("gpt", corpus, tmp_path / "gpt"), *LAYOUT["gpt"]]
+def test_killed_then_stopped_then_damaged(corpus: Path, undisturbed: dict[str, Path], tmp_path: Path) -> None:
+    """kill -9, the same command, SIGTERM, a damaged checkpoint, the same command."""
+    run_dir = tmp_path / "gpt"
+    command = [*LAUNCH, *tiny_run("gpt", corpus, run_dir), *LAYOUT["gpt"]]
     process = start(command)
-    wait_for_step(tmp_path / "gpt", 4)
+    wait_for_step(run_dir, 4)
+    os.kill(process.pid, signal.SIGKILL)  # the launcher; its ranks die with it
+    finish(process)
+    reached = max(row["step"] for row in rows(run_dir))
+    process = start(command)
+    wait_for_step(run_dir, reached + 1)
     process.send_signal(signal.SIGTERM)
     code, output = finish(process)
     assert code == 75, output
-    newest = sorted((tmp_path / "gpt" / "checkpoints").glob("step-*"))[-1]
-    assert int(newest.name[5:]) >= 4  # saved where it stopped, not at an interval
+    first = re.search(r"resuming from .*/step-(\d+) ", output)
+    assert first and 3 <= int(first[1]) <= reached, output
+    newest = sorted((run_dir / "checkpoints").glob("step-*"))[-1]
+    assert int(newest.name[5:]) > reached  # saved where it stopped, not at an interval
     state = newest / "state-tp01-dp0000.safetensors"
     content = bytearray(state.read_bytes())
     content[-100] ^= 1
@@ -81,7 +85,7 @@ def test_sigterm_saves_and_the_damaged_checkpoint_is_passed_over(
     assert f"{state}: content does not match its hash; passed over" in output
     assert re.search(r"resuming from .*/step-\d+ ", output)
     assert f"resuming from {newest}" not in output
-    assert trajectory(tmp_path / "gpt") == trajectory(undisturbed["gpt"])
+    assert trajectory(run_dir) == trajectory(undisturbed["gpt"])
 
 
 def test_a_finished_run_exits_at_once(corpus: Path, undisturbed: dict[str, Path]) -> None:

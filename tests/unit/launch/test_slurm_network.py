@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,20 +49,3 @@ def test_answers_are_found_in_the_output_of_a_step():
     line = 'HEADWATER-RANK {"rank": 1, "state": "done", "problem": "got {}"}'
     assert [answer["problem"] for answer in read_answers(f"3: {line}{line}")] == ["got {}"] * 2
     assert read_answers("Loading cuda") == read_answers(line[:30]) == []
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_ranks_reduce_for_real(tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    tasks = []
-    for rank in range(2):
-        place = {"SLURM_PROCID": str(rank), "SLURM_LOCALID": "0", "SLURM_STEP_NUM_TASKS": "2"}
-        env = {**os.environ, **place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        words = [sys.executable, "-m", "pretrain.network_check", "--seconds", "60"]
-        tasks.append(subprocess.Popen(words, env=env, stdout=subprocess.PIPE, text=True))
-    for rank, task in enumerate(tasks):
-        output, _ = task.communicate(timeout=120)
-        last = read_answers(output.splitlines()[-1])[0]
-        assert (last["rank"], last["problem"], task.returncode) == (rank, None, 0), json.dumps(last)
