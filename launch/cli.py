@@ -98,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
         )  # so that the exit does not flush into it
         return 128 + signal.SIGPIPE
+    except KeyboardInterrupt:
+        return _fail("interrupted", 128 + signal.SIGINT)
     except Exception as error:
         # ConfigError, DataError and their kin carry the exit code; all else is a crash with its traceback.
         exit_code = getattr(error, "exit_code", None)

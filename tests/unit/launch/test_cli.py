@@ -67,6 +67,12 @@ def test_errors_with_an_exit_code_become_one_line(group, capsys):
     assert capsys.readouterr().err == "headwater: error: corpus.jsonl: is empty; add documents\n"
 
 
+def test_an_interrupt_is_one_line(group, capsys):
+    group(raising(KeyboardInterrupt()))
+    assert cli.main(["data"]) == 130
+    assert capsys.readouterr().err == "headwater: error: interrupted\n"
+
+
 def test_a_crash_stays_a_crash(group):
     group(raising(ZeroDivisionError("bug")))
     with pytest.raises(ZeroDivisionError):
