@@ -12,6 +12,7 @@ preemption it goes back into the queue.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import signal
 import sys
@@ -142,14 +143,16 @@ def _wait(job: Job, step: Step, signals: Signals) -> tuple[int, bool]:
     """
     began, look_at = time.time(), 0.0
     fields: dict[str, str] = {}
-    asked = due = False
+    asked, ask_at = False, math.inf
     while (code := step.wait(POLL_SECONDS)) is None:
         if not asked and time.time() >= look_at:
             look_at = time.time() + LEAD_POLL_SECONDS
             with suppress(slurm_control.SlurmSilentError):  # busy; asked again at the next look
                 fields = fields or slurm_control.job_fields(job.job_id)
             if (end := slurm_control.end_time(fields)) is not None:
-                due = look_at >= end - lead_seconds(job.run_dir, int(end - began))
+                lead = lead_seconds(job.run_dir, int(end - began))
+                ask_at = end - lead - LEAD_POLL_SECONDS
+        due = time.time() >= ask_at
         if not asked and (due or signals.save_requested):
             say("the time limit is near: saving" if due else f"{signals.received[-1].name}: saving")
             step.send(signal.SIGUSR1)
