@@ -124,7 +124,8 @@ def run_config(work: Work, run_dir: str, tp: int, zero_stage: int, ranks: int) -
         "precision": work.precision,
         "data": {"corpora": [{"name": "synthetic", "path": "none"}]},
         "checkpoint": {"save_interval": 10**9},
-        "training": {"train_steps": 10**9},
+        # Between its rounds it waits for the others, which is no hang.
+        "training": {"train_steps": 10**9, "hang_timeout_seconds": 0},
     }  # fmt: skip
     return parse_section(RunConfig, data, "benchmark")
 
