@@ -16,6 +16,7 @@ from launch.plan import LaunchPlan, rank_environment
 from launch.record import LaunchRecord, write_record
 from pretrain.config import ConfigError
 from pretrain.config.arguments import add_run_arguments, non_negative_int, positive_int
+from pretrain.config.exit_codes import OK
 from pretrain.config.identity import check_run_directory, lock_run_directory
 
 LOCAL_EXAMPLES = """examples:
@@ -74,7 +75,7 @@ def _local(args: argparse.Namespace, argv: Sequence[str]) -> int:
     if args.dry_run:
         for rank in plan.ranks:
             print(rank.shell())
-        return local.EXIT_OK
+        return OK
     lock_run_directory(config.run_dir).close()  # refuse now, before the logs of a running job are touched
     record = LaunchRecord(backend="local", argv=("launch", *argv), directory=os.getcwd())
     write_record(plan.run_dir, record)

@@ -18,8 +18,8 @@ from pathlib import Path
 from types import FrameType
 
 from launch.demo_summary import last_step, summary
-from launch.local import EXIT_STOPPED
 from pretrain.config import load_config
+from pretrain.config.exit_codes import STOPPED
 
 CONFIGS = Path("configs/demo")
 FINETUNE_CONFIG = CONFIGS / "finetune.yaml"
@@ -48,7 +48,7 @@ class StepFailed(Exception):
     """A command of the demo ended early; it has said why itself."""
 
     def __init__(self, step: Step, code: int) -> None:
-        stopped = code == EXIT_STOPPED or code > 128
+        stopped = code == STOPPED or code > 128
         how = "was stopped" if stopped else f"failed with exit code {code}"
         after = "the same command goes on from here" if stopped else "its message stands above"
         super().__init__(f"`headwater {step.words[0]}` {how}; {after}")
@@ -162,9 +162,9 @@ def run_step(step: Step) -> None:
         return
     if step.stop_in is not None and last_step(step.stop_in) < step.stop_at:
         code = _run(step, stop_in=step.stop_in)
-        if code not in (0, EXIT_STOPPED):
+        if code not in (0, STOPPED):
             raise StepFailed(step, code)
-        if code == EXIT_STOPPED:
+        if code == STOPPED:
             print("  stopped midway on purpose; the same command again goes on from the checkpoint")
     code = _run(step)
     if code != 0:
@@ -197,7 +197,7 @@ def _run(step: Step, stop_in: Path | None = None) -> int:
         for number, handler in previous.items():
             signal.signal(number, handler)
     if interrupts:
-        raise StepFailed(step, EXIT_STOPPED)
+        raise StepFailed(step, STOPPED)
     return 128 - code if code < 0 else code
 
 

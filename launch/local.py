@@ -18,12 +18,7 @@ from launch import attempts
 from launch.machine import free_port
 from launch.output import LogFile, Tee, tail
 from launch.plan import LaunchPlan, RankPlan
-from pretrain.config.exit_codes import worth_restarting
-
-EXIT_OK = 0
-EXIT_USER_ERROR = 2
-EXIT_STOPPED = 75
-"""A rank stopped on a signal after saving; running the same command again resumes (EX_TEMPFAIL)."""
+from pretrain.config.exit_codes import OK, STOPPED, WRONG_INPUT, worth_restarting
 
 PEER_GRACE_SECONDS = 5.0
 """After one rank failed the others get this long to notice and say why they end, then they are killed."""
@@ -227,7 +222,7 @@ def _supervise(ranks: _Ranks, events: Events) -> Outcome:
             continue
         if isinstance(event, RankExited):
             outcome.codes[event.rank] = event.code
-            if outcome.failed is None and event.code not in (EXIT_OK, EXIT_STOPPED):
+            if outcome.failed is None and event.code not in (OK, STOPPED):
                 outcome.failed = event.rank
                 kill_at = time.monotonic() + PEER_GRACE_SECONDS
             continue
@@ -245,20 +240,20 @@ def _exit_code(outcome: Outcome) -> int:
         if code >= 0:
             return code
         return 128 + (outcome.signals[-1] if outcome.signals else -code)
-    return EXIT_STOPPED if EXIT_STOPPED in outcome.codes.values() else EXIT_OK
+    return STOPPED if STOPPED in outcome.codes.values() else OK
 
 
 def _report(plan: LaunchPlan, outcome: Outcome, seconds: float) -> None:
     """Say on stderr how the run ended, unless it simply finished."""
     if outcome.failed is None:
-        if EXIT_STOPPED in outcome.codes.values():
+        if STOPPED in outcome.codes.values():
             _say("stopped after saving; run the same command again to resume")
         return
     rank, code = outcome.failed, outcome.codes[outcome.failed]
     if outcome.signals and (code < 0 or code > 128):
         _say(f"ended by {outcome.signals[-1].name} before the ranks could save; an earlier checkpoint stays")
         return
-    if code == EXIT_USER_ERROR and outcome.codes.get(0) == EXIT_USER_ERROR:
+    if code == WRONG_INPUT and outcome.codes.get(0) == WRONG_INPUT:
         return  # rank 0 has told the user
     how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"failed with exit code {code}"
     if code == -signal.SIGKILL:

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.profiler import record_function
 
+from pretrain.config import exit_codes
 from pretrain.faults import fault
 from pretrain.models import PretrainingModel
 from pretrain.parallel.topology import Topology
@@ -36,7 +37,7 @@ class StepMetrics:
 class TrainingError(Exception):
     """Training that cannot go on: nothing to learn from, a loss or a gradient that is not finite."""
 
-    exit_code = 3
+    exit_code = exit_codes.DIVERGED
 
 
 def train_step(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pretrain.config.exit_codes import WRONG_INPUT
+
 
 class ConfigError(Exception):
     """A configuration that cannot run; carries every problem found, not just the first.
@@ -14,7 +16,7 @@ class ConfigError(Exception):
         exit_code: What the command line exits with.
     """
 
-    exit_code = 2
+    exit_code = WRONG_INPUT
 
     def __init__(self, problems: str | Sequence[str], source: str = "") -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.checkpoint.fragments import MOMENTS, RankState
+from pretrain.config import exit_codes
 from pretrain.parallel.zero import Engine
 from pretrain.step import MicroBatch, to_device
 
@@ -31,7 +32,7 @@ Entry = tuple[str, str, Tensor]
 class ReplicaError(Exception):
     """Ranks do not train one model any more; the message names parameter, ranks and hosts."""
 
-    exit_code = 3
+    exit_code = exit_codes.DIVERGED
 
 
 @torch.no_grad()
