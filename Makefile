@@ -18,9 +18,11 @@ PYTEST_ARGS ?=
 # The stamp's name holds what the environment was built from: another content or another place, another stamp.
 STAMP := $(VENV)/.installed-$(shell { cat pyproject.toml constraints.txt data_tools/tokenizer/_segments.c; pwd; } | sha256sum | cut -c1-16)
 UNIT_TESTS := tests/unit tests/architecture
-DISTRIBUTED_TESTS := tests/distributed tests/integration
+DISTRIBUTED_TESTS := tests/integration tests/distributed
 # Test files side by side; not those that start ranks (marker: distributed), which fill the machine by themselves.
-PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile
+# In their order, folders with long files first: by itself xdist begins with the files that have many tests, and ends
+# with one worker in a file of few and long ones.
+PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help venv demo bench test test-slow test-slurm lint check format clean
 
@@ -72,11 +74,11 @@ demo: $(STAMP)
 	@$(BIN)/python -m launch.demo $(DEMO_ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not distributed" $(PYTEST_ARGS) $(UNIT_TESTS) $(DISTRIBUTED_TESTS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not slow and not distributed" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS) $(UNIT_TESTS)
 	$(BIN)/python -m pytest -m "not slow and distributed" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
 
 test-slow: $(STAMP)
-	@$(BIN)/python -m pytest $(PARALLEL) -m "slow and not distributed" $(PYTEST_ARGS) $(UNIT_TESTS) $(DISTRIBUTED_TESTS)
+	@$(BIN)/python -m pytest $(PARALLEL) -m "slow and not distributed" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS) $(UNIT_TESTS)
 	$(BIN)/python -m pytest -m "slow and distributed" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
 
 bench: $(STAMP)
