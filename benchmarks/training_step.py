@@ -2,7 +2,7 @@
 
     python -m benchmarks.training_step                 # GPT, one rank
     python -m benchmarks.training_step --work bert-128
-    python -m benchmarks.training_step --work gpt-fp32 # engine and loop beside the bare model, in fp32
+    python -m benchmarks.training_step --work gpt-fp32 # all in fp32, for a machine without bf16 instructions
     python -m benchmarks.training_step --ranks         # GPT on two ranks beside one with every core
 
 Every candidate is a process of its own with the same number of threads in all. They take turns: each runs a
@@ -18,7 +18,7 @@ import statistics
 from typing import Any
 
 from benchmarks.machine import describe
-from benchmarks.training.candidate import CANDIDATES
+from benchmarks.training.candidate import CANDIDATES, TWO_RANKS
 from benchmarks.training.processes import Candidate, measured_limits
 from benchmarks.training.work import WORKS, Work
 
@@ -46,12 +46,11 @@ def main() -> None:
 def default_names(work: str, ranks: bool) -> list[str]:
     """The candidates of a table."""
     if ranks:
-        return [name for name in CANDIDATES if name.endswith("2")] + [OURS]
-    chosen = [name for name in CANDIDATES if not name.endswith("2")]
+        return [name for name in CANDIDATES if name.endswith(TWO_RANKS)] + [OURS]
     if WORKS[work].update_only:
         return ["headwater model, plain loop", OURS]
-    if WORKS[work].precision == "fp32":
-        chosen = [name for name in chosen if name.startswith(("megatron", OURS))]
+    others = {"fp32": {"amp", "bf16"}, "bf16": {"fp32"}}[WORKS[work].precision]
+    chosen = [name for name in CANDIDATES if not name.endswith(TWO_RANKS) and others.isdisjoint(name.split())]
     if work.startswith("bert"):
         chosen = [name for name in chosen if not name.startswith(("torch", "megatron"))]
     return chosen

@@ -80,6 +80,10 @@ CANDIDATES: dict[str, Callable[[Work, Rounds], None]] = {
     "torch amp": plain_peer("amp"),
     "torch bf16": plain_peer("bf16"),
     "torch bf16 compiled": plain_peer("bf16", compiled=True),
+    "transformers fp32": transformers_peer("fp32"),
+    "transformers fp32 compiled": transformers_peer("fp32", compiled=True),
+    "torch fp32": plain_peer("fp32"),
+    "torch fp32 compiled": plain_peer("fp32", compiled=True),
     "megatron-core": stock,
     "headwater model, plain loop": bare,
     "headwater": ours(),
@@ -87,7 +91,8 @@ CANDIDATES: dict[str, Callable[[Work, Rounds], None]] = {
     "headwater TP2": ours(tp=2),
     "headwater ZeRO-3 DP2": ours(zero_stage=3),
 }
-"""By the name in the table. A name with a 2 at its end runs on two ranks."""
+"""By the name in the table. A name with TP2 or DP2 at its end runs on two ranks."""
+TWO_RANKS = ("TP2", "DP2")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import tempfile
 from types import TracebackType
 from typing import IO, Any
 
+from benchmarks.training.candidate import TWO_RANKS
+
 THREADS = os.cpu_count() or 1
 
 
@@ -19,7 +21,7 @@ class Candidate:
 
     def __init__(self, work: str, name: str) -> None:
         self.name = name
-        self.ranks = 2 if name.endswith("2") else 1
+        self.ranks = 2 if name.endswith(TWO_RANKS) else 1
         self._log: IO[str] = tempfile.TemporaryFile("w+")
         port = _free_port()
         self._processes = [self._start(work, rank, port) for rank in range(self.ranks)]

@@ -45,6 +45,8 @@ WORKS = {
     "update-fp32": Work("gpt", 512, 4, 32_000, precision="fp32", update_only=True),
     "bert-128": Work("bert", 128, 16, 30_522),
     "bert-512": Work("bert", 512, 4, 30_522),
+    "bert-128-fp32": Work("bert", 128, 16, 30_522, precision="fp32"),
+    "bert-512-fp32": Work("bert", 512, 4, 30_522, precision="fp32"),
 }
 
 
