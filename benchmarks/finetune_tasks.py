@@ -3,8 +3,9 @@
     python -m benchmarks.finetune_tasks --out runs/finetune-tasks
 
 pretrains a BERT of 1 M parameters on the manual pages and Python documentation of this machine, finetunes it
-and the same network from random weights with the same settings and three seeds each, and prints a table: a
-quarter of an hour on two cores. What is done is not done again; `--pretrained` takes another BERT.
+and the same network from random weights with the same settings and three seeds each, and prints a table:
+twenty minutes on two cores, half of it pretraining. What is done is not done again; `--pretrained` takes
+another BERT.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from benchmarks.machine import describe
 HEADWATER = (sys.executable, "-m", "launch.cli")
 SEEDS = (1, 2, 3)
 STARTS = ("pretrained", "random")
+WHOLE = ("teacher", "untaught")
+"""The whole network again with STUDENT_STEPS, from pretrained and from random weights."""
 STUDENTS = ("distilled", "alone")
-"""One layer from random weights, with the pretrained classifier of the same seed as teacher, and without."""
+"""One layer from random weights, with the teacher of the same seed, and without."""
 STUDENT_STEPS = 300
 SCORES = {
     "classification": ("accuracy", "majority_class_accuracy"),
@@ -76,6 +79,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(report(args.out, [task]), flush=True)
     if "classification" in tasks:
+        wholes = product(SEEDS, WHOLE)
+        side_by_side(args.parallel, [whole(args.out, data, pretrained, name, n) for n, name in wholes])
         students = product(SEEDS, STUDENTS)
         side_by_side(args.parallel, [student(args.out, data, pretrained, name, n) for n, name in students])
         print(report_students(args.out))
@@ -113,10 +118,17 @@ def side_by_side(count: int, configs: Sequence[dict[str, Any]]) -> None:
             pass
 
 
+def whole(out: Path, data: Path, pretrained: Path, name: str, seed: int) -> dict[str, Any]:
+    """Config of a classifier with all layers that is trained as long as the students."""
+    config = settings(out, data, pretrained, "classification", (name, seed))
+    training = config["training"] | {"train_steps": STUDENT_STEPS}
+    return config | {"from_scratch": name == "untaught", "training": training}
+
+
 def student(out: Path, data: Path, pretrained: Path, name: str, seed: int) -> dict[str, Any]:
     """Config of a classifier of half the layers from random weights, with a teacher or without."""
     config = settings(out, data, pretrained, "classification", (name, seed))
-    teacher = _run_dir(out, "classification", "pretrained", seed)
+    teacher = _run_dir(out, "classification", "teacher", seed)
     large = yaml.safe_load((teacher / "config.yaml").read_text(encoding="utf-8"))["model"]
     config |= {"from_scratch": True, "model": large | {"num_layers": large["num_layers"] // 2}}
     config["training"] = config["training"] | {"train_steps": STUDENT_STEPS}
@@ -191,9 +203,9 @@ def report(out: Path, tasks: Sequence[str]) -> str:
 
 
 def report_students(out: Path) -> str:
-    """The table of the students."""
-    lines = ["| student of one layer | accuracy, % |", "|---|---|"]
-    for name in STUDENTS:
+    """The table of the students and of the whole network, trained as long."""
+    lines = [f"| {STUDENT_STEPS} steps | accuracy, % |", "|---|---|"]
+    for name in (*WHOLE, *STUDENTS):
         results = [_run_dir(out, "classification", name, seed) / "results.json" for seed in SEEDS]
         found = [100 * json.loads(path.read_text())["accuracy"] for path in results]
         lines.append(f"| {name} | {_spread(found)} |")

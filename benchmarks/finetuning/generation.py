@@ -20,7 +20,7 @@ from finetune.writing import Writer, WritingOptions
 from pretrain.config.model import GPTModelConfig
 from pretrain.models.gpt import GPT
 
-TEXTS, PROMPT, NEW, REPEATS = 4, 32, 224, 3
+TEXTS, PROMPT, NEW, REPEATS = 4, 32, 96, 3
 MODEL = GPTModelConfig(
     kind="gpt", vocab_size=8192, num_layers=6, hidden_size=384, ffn_hidden_size=1536, num_attention_heads=6,
     max_position_embeddings=256, hidden_dropout=0.0, attention_dropout=0.0, init_std=0.1,
