@@ -82,17 +82,13 @@ def test_a_checkpoint_of_another_layout_starts_and_goes_on(models, pool, tmp_pat
         config=str(config),
         overrides=[*SHORT, *split, f"run_dir={first}"],
     )
-    # Its weights, cut in two, are where another run on one rank starts from, as from those of one rank.
-    wanted = alone(config, tmp_path / "one")
-    starts = {first: second, tmp_path / "one": tmp_path / "one-second"}
-    found = []
-    for pretrained, run_dir in starts.items():
-        settings = (*SHORT, f"run_dir={run_dir}", f"pretrained={pretrained}")
-        words = [word for text in settings for word in ("--set", text)]
-        assert finetune_alone(["--config", str(config), *words]) == 0
-        found.append(scores(json.loads((run_dir / "results.json").read_text())))
-    assert found[0] == pytest.approx(found[1], rel=5e-3)
-    assert found[0]["loss"] < wanted["loss"]
+    # Its weights, cut in two, are where another run on one rank starts from.
+    wanted = alone(config, tmp_path / "from-one")
+    words = [
+        word for text in (*SHORT, f"run_dir={second}", f"pretrained={first}") for word in ("--set", text)
+    ]
+    assert finetune_alone(["--config", str(config), *words]) == 0
+    assert json.loads((second / "results.json").read_text())["loss"] < wanted["loss"]
 
 
 @pytest.mark.slow
