@@ -2,10 +2,19 @@
 
     python -m benchmarks.checkpoints
 
-Two ranks (TP 2, ZeRO 1) with 490 MB of weights and moments. In turn, each time: a plain file of the same size
-written and flushed by one process (the disk's sequential speed), a save that training waits for, and a save
-beside the training. Medians, with the least and the most. Then the data stream goes on from cursors that are
-further and further into a run. Needs an idle machine and 2 GB of disk.
+Two ranks (TP 2, ZeRO 1) with 490 MB of weights and moments. In turn, each time:
+
+- steps without a save, and a forward pass for the probe loss alone
+- a save that training waits for, and a plain file of that size, written and flushed by one process (the
+  disk's sequential speed; plain file / write is the write's speed in units of it)
+- a snapshot and the step beside which it is copied, when nothing is written: "stall and slower step" is
+  what the snapshot takes (the probe is part of it) and by how much the step is longer than one without
+- a whole save beside steps until it is on the disk. "stall" is the time that training stands still: what the
+  snapshot takes and what the update waits for the copy; "longer run" is by how much all this takes longer
+  than as many steps without
+
+Medians, with the least and the most. Then the data stream goes on from cursors that are further and further
+into a run. Needs an idle machine and 2 GB of disk.
 """
 
 from __future__ import annotations
@@ -15,6 +24,7 @@ import os
 import statistics
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +38,16 @@ from pretrain.parity.pool import IMPORTS, RankPool
 CHUNK = 16 * 1024 * 1024
 CURSORS = (0, 10**3, 10**6, 10**9)
 """Optimizer steps into a run."""
+STEPS = 5
+"""That a step is the mean of."""
+SECONDS = (
+    *("step", "synchronous save", "write", "plain file", "stall", "snapshot", "probe"),
+    *("step while copying", "stall and slower step", "step while writing", "longer run"),
+)
+RATIOS = (
+    *(("stall", "synchronous save"), ("stall and slower step", "synchronous save")),
+    *(("longer run", "synchronous save"), ("plain file", "write")),
+)
 
 
 def config(run_dir: str, corpus: str = "none", vocab_size: int = 16000) -> RunConfig:
@@ -46,63 +66,119 @@ def config(run_dir: str, corpus: str = "none", vocab_size: int = 16000) -> RunCo
     return parse_section(RunConfig, data, "benchmark")
 
 
+class _Trial:
+    """An engine that trains and saves."""
+
+    def __init__(self, run_dir: str) -> None:
+        from pretrain.checkpoint.host_copy import HostMemory
+        from pretrain.checkpoint.writer import CheckpointWriter
+        from pretrain.models import build_model
+        from pretrain.optimizer import build_optimizer
+        from pretrain.parallel.rng import seed_initialization
+        from pretrain.parallel.topology import initialize_topology
+        from pretrain.parallel.zero import Engine
+
+        self.run, self.topology = config(run_dir), initialize_topology(2)
+        seed_initialization(self.run.seed)
+        model = build_model(self.run)
+        self.engine = Engine(self.run, model, build_optimizer(model, self.run.optimizer), self.topology)
+        self.memory = HostMemory()
+        self.writer = CheckpointWriter(self.run.checkpoint, "benchmark", lambda: None)
+        self.step = 0
+
+    def train(self, steps: int = 1) -> float:
+        """Seconds of some steps."""
+        from pretrain.parity.batches import micro_batches
+        from pretrain.step import train_step
+
+        began = time.perf_counter()
+        for _ in range(steps):
+            train_step(self.engine, micro_batches(self.run, self.step, 0, 1), lr=1e-4)
+            self.step += 1
+        return time.perf_counter() - began
+
+    def snapshot(self) -> Any:
+        """As a save takes it."""
+        from pretrain.checkpoint.snapshot import take_snapshot
+        from pretrain.parity.batches import micro_batches
+
+        batch = micro_batches(self.run, self.step, 0, 1)[0]
+        return take_snapshot(self.engine, self.run, {"step": self.step}, {}, self.memory, batch)
+
+    def probe(self) -> float:
+        """Seconds of the probe's forward pass, which a snapshot has in it."""
+        from pretrain.checkpoint.probe import probe_loss
+        from pretrain.parity.batches import micro_batches
+
+        began = time.perf_counter()
+        probe_loss(self.engine, micro_batches(self.run, self.step, 0, 1)[0])
+        return time.perf_counter() - began
+
+    def synchronous(self) -> dict[str, float]:
+        """A save that training waits for."""
+        _settled_disk()
+        began = time.perf_counter()
+        self.writer.start(self.snapshot())
+        self.writer.settle()
+        row = {"synchronous save": time.perf_counter() - began, "write": self.writer.seconds}
+        written = self.writer.take_written()
+        row["bytes"] = sum(path.stat().st_size for path in written.iterdir()) if written else 0
+        return row
+
+    def copying(self) -> dict[str, float]:
+        """What a copy beside a step costs: no file is written."""
+        began = time.perf_counter()
+        thread = threading.Thread(target=self.snapshot().state.make)
+        thread.start()
+        stands = time.perf_counter() - began
+        row = {"snapshot": stands, "step while copying": self.train()}
+        thread.join()
+        return row
+
+    def beside(self, step_seconds: float) -> dict[str, float]:
+        """What a whole save costs a run, until it is on the disk."""
+        self.engine.pending_reads.take_waited_seconds()
+        began, steps = time.perf_counter(), 1
+        self.writer.start(self.snapshot())
+        stands = time.perf_counter() - began
+        row = {"step while writing": self.train()}
+        row["stall"] = stands + self.engine.pending_reads.take_waited_seconds()
+        while _any_rank(self.writer.writing):
+            self.train()
+            steps += 1
+        self.writer.settle()
+        return row | {"longer run": time.perf_counter() - began - steps * step_seconds}
+
+
 def measure(run_dir: str, repeats: int) -> list[dict[str, float]]:
     """On every rank: a row of seconds for each repeat; the first one, which allocates memory, is left out."""
     import torch.distributed as dist
 
-    from pretrain.checkpoint.snapshot import HostMemory, take_snapshot
-    from pretrain.checkpoint.writer import CheckpointWriter
-    from pretrain.models import build_model
-    from pretrain.optimizer import build_optimizer
-    from pretrain.parallel.rng import seed_initialization
-    from pretrain.parallel.topology import initialize_topology
-    from pretrain.parallel.zero import Engine
-    from pretrain.parity.batches import micro_batches
-    from pretrain.step import train_step
-
-    run, topology = config(run_dir), initialize_topology(2)
-    seed_initialization(run.seed)
-    model = build_model(run)
-    engine = Engine(run, model, build_optimizer(model, run.optimizer), topology)
-    memory, writer = HostMemory(), CheckpointWriter(run.checkpoint, "benchmark", lambda: None)
-    step = 0
-
-    def train() -> float:
-        nonlocal step
-        began = time.perf_counter()
-        train_step(engine, micro_batches(run, step, 0, 1), lr=1e-4)
-        step += 1
-        return time.perf_counter() - began
-
-    def save() -> None:
-        batch = micro_batches(run, step, 0, 1)[0]
-        writer.start(take_snapshot(engine, run, {"step": step}, {}, memory, batch))
-
-    train()
+    trial = _Trial(run_dir)
+    trial.train()
     rows = []
     for _ in range(repeats + 1):
-        row = {"step": statistics.median(train() for _ in range(3))}
-        _settled_disk()
-        began = time.perf_counter()
-        save()
-        writer.settle()
-        row["synchronous save"], row["write"] = time.perf_counter() - began, writer.seconds
-        written = writer.take_written()
-        row["bytes"] = sum(path.stat().st_size for path in written.iterdir()) if written else 0
+        row = {"step": trial.train(STEPS) / STEPS, "probe": trial.probe()} | trial.synchronous()
         _settled_disk()
         dist.barrier()
-        if topology.is_main:
+        if trial.topology.is_main:
             row["plain file"] = _plain_file(Path(run_dir) / "plain", int(row["bytes"]))
         dist.barrier()
-        train()
-        began = time.perf_counter()
-        save()
-        row["stall"] = time.perf_counter() - began
-        row["step while writing"] = train()
-        writer.settle()
-        rows.append(row)
-    engine.close()
+        trial.train()
+        row |= trial.copying()
+        row["stall and slower step"] = row["snapshot"] + row["step while copying"] - row["step"]
+        trial.train()
+        rows.append(row | trial.beside(row["step"]))
+    trial.engine.close()
     return rows[1:]
+
+
+def _any_rank(mine: bool) -> bool:
+    import torch
+
+    from pretrain.parallel.collectives import largest_over_ranks
+
+    return bool(largest_over_ranks([mine], torch.device("cpu"))[0])
 
 
 def _settled_disk() -> None:
@@ -166,17 +242,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _print_saves(rows: Sequence[dict[str, float]]) -> None:
     size = rows[0]["bytes"]
     print(f"\n{len(rows)} repeats, {size / 1e6:.0f} MB\n\n| | median | least to most |\n|---|---|---|")
-    for name in ("step", "step while writing", "synchronous save", "write", "plain file", "stall"):
+    for name in SECONDS:
         values = [row[name] for row in rows]
         line = f"| {name} | {statistics.median(values):.3f} s"
         if name in ("write", "plain file"):
             line += f", {size / 1e6 / statistics.median(values):.0f} MB/s"
         print(f"{line} | {min(values):.3f} to {max(values):.3f} |")
-    for text, above, below in (
-        ("stall / synchronous save", "stall", "synchronous save"),
-        ("speed of the write / of the plain file", "plain file", "write"),
-    ):
+    for above, below in RATIOS:
         ratios = [row[above] / row[below] for row in rows]
+        text = f"{above} / {below}"
         print(f"| {text} | {statistics.median(ratios):.1%} | {min(ratios):.1%} to {max(ratios):.1%} |")
 
 

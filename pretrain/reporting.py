@@ -88,8 +88,9 @@ class Reporter:
         values |= self._speed(seconds, samples, tokens) | {"data_wait_seconds": waited}
         values |= {f"epoch/{name}": epoch for name, epoch in job.stream.epochs().items()}
         values |= extra
+        waited_for_copy = job.engine.pending_reads.take_waited_seconds()
         if self._stall_seconds is not None:
-            values["save_stall_seconds"] = self._stall_seconds
+            values["save_stall_seconds"] = self._stall_seconds + waited_for_copy
             self._stall_seconds = None
         self._metrics.write(step, values)
         left = timedelta(seconds=int(seconds * (total - step)))

@@ -9,8 +9,9 @@ from typing import Any
 
 from pretrain.bad_steps import BadSteps, append_record, read_record
 from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint
+from pretrain.checkpoint.host_copy import HostMemory
 from pretrain.checkpoint.manifest import Found, read_manifest
-from pretrain.checkpoint.snapshot import HostMemory, take_snapshot
+from pretrain.checkpoint.snapshot import take_snapshot
 from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.job import Job
 from pretrain.parallel.collectives import broadcast_from_main

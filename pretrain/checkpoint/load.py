@@ -110,6 +110,7 @@ def load_checkpoint(engine: Engine, directory: Path) -> Loaded:
         raise CheckpointError(
             f"{directory}: the model has no {surplus[0]}; is it another model's checkpoint?"
         )
+    engine.pending_reads.wait()
     state = RankState(engine)
     steps = int(reader.manifest["optimizer_steps"])
     if steps or state.optimizer_steps():

@@ -62,11 +62,12 @@ def write_share(snapshot: Snapshot, staging: Path) -> None:
     place = snapshot.place
     note = staging / f"rank-{place.rank:05d}.note"
     try:
+        snapshot.state.make()
         staging.mkdir(parents=True, exist_ok=True)
         fault("save.begin")
         metadata = {"fragments": json.dumps([asdict(fragment) for fragment in snapshot.fragments])}
-        found = write_state_file(staging / place.file_name, snapshot.tensors, metadata)
-        sums = fingerprints(snapshot.tensors, snapshot.fragments, snapshot.layouts, place)
+        found = write_state_file(staging / place.file_name, snapshot.state.tensors, metadata)
+        sums = fingerprints(snapshot.state.tensors, snapshot.fragments, snapshot.layouts, place)
         write_json(note, {"files": {place.file_name: found}, "fingerprints": sums})
         fault("save.share")
     except OSError as error:

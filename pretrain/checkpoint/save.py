@@ -13,10 +13,11 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from pretrain.checkpoint.fragments import Fragment
+from pretrain.checkpoint.host_copy import HostMemory
 from pretrain.checkpoint.layout import ParameterLayout
 from pretrain.checkpoint.manifest import CONFIG, step_directory
 from pretrain.checkpoint.publish import WRITING, complete
-from pretrain.checkpoint.snapshot import HostMemory, state_file_name, take_snapshot
+from pretrain.checkpoint.snapshot import state_file_name, take_snapshot
 from pretrain.checkpoint.state_file import write_state_file
 from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config import JobConfig, dump_yaml

@@ -1,4 +1,4 @@
-"""A rank's state at one step, copied to host memory: training goes on while it is written."""
+"""A rank's state at one step: training goes on while it is copied to host memory and written."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from pretrain.checkpoint.fragments import MOMENTS, Fragment, RankState
+from pretrain.checkpoint.host_copy import HostCopy, HostMemory
 from pretrain.checkpoint.layout import ParameterLayout, parameter_layouts
 from pretrain.checkpoint.manifest import CONFIG
 from pretrain.checkpoint.probe import PROBE, as_file, probe_loss
@@ -38,11 +36,11 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything that a rank writes for one checkpoint; nothing of it changes any more."""
+    """Everything that a rank writes for one checkpoint; nothing of it changes once `state` is made."""
 
     run_dir: Path
     place: Place
-    tensors: Mapping[str, Tensor]
+    state: HostCopy
     """"KIND/FLAT" -> [n] fp32 on the host."""
     fragments: list[Fragment]
     layouts: Mapping[str, ParameterLayout]
@@ -59,33 +57,6 @@ class Snapshot:
         return int(self.manifest["step"])
 
 
-class HostMemory:
-    """One buffer for the snapshots of a rank, used again and again: host memory stays bounded."""
-
-    def __init__(self) -> None:
-        self._buffer = torch.empty(0)
-
-    def copy(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Copies of 1-D fp32 tensors; the copies made before are no longer valid.
-
-        Args:
-            tensors: on the compute device.
-        """
-        total = sum(tensor.numel() for tensor in tensors.values())
-        on_device = any(tensor.is_cuda for tensor in tensors.values())
-        if self._buffer.numel() < total:
-            self._buffer = torch.empty(0)  # give the old one back first
-            self._buffer = torch.empty(total, dtype=torch.float32, pin_memory=on_device)
-        copies, offset = {}, 0
-        for name, tensor in tensors.items():
-            copies[name] = self._buffer.narrow(0, offset, tensor.numel())
-            copies[name].copy_(tensor.detach(), non_blocking=True)
-            offset += tensor.numel()
-        if on_device:
-            torch.cuda.synchronize()
-        return copies
-
-
 def take_snapshot(
     engine: Engine,
     config: JobConfig,
@@ -94,7 +65,7 @@ def take_snapshot(
     memory: HostMemory,
     probe: MicroBatch | None = None,
 ) -> Snapshot:
-    """Copy this rank's share of weights and moments, between two optimizer steps.
+    """This rank's share of weights and moments, between two updates; the next one waits for its copy.
 
     Args:
         engine: The engine.
@@ -107,9 +78,8 @@ def take_snapshot(
     topology, state = engine.topology, RankState(engine)
     mine = own_fragments(engine, state.fragments)
     keep = {fragment.flat for fragment in mine}
-    tensors = {f"master/{i}": flat for i, flat in enumerate(state.flats) if i in keep}
-    for kind in MOMENTS:
-        tensors |= {f"{kind}/{i}": flat for i, flat in state.moments(kind).items() if i in keep}
+    flats = {"master": dict(enumerate(state.flats))} | {kind: state.moments(kind) for kind in MOMENTS}
+    tensors = {f"{kind}/{i}": flat for kind in flats for i, flat in flats[kind].items() if i in keep}
     layouts = parameter_layouts(engine.model, topology.tensor_model_parallel_size)
     manifest = {
         "step": int(trainer["step"]),
@@ -125,10 +95,12 @@ def take_snapshot(
         manifest["probe_loss"] = loss
         if topology.is_main:
             contents[PROBE] = as_file(probe)
+    copy = memory.copy_of(tensors)
+    engine.pending_reads.add(copy.make)
     return Snapshot(
         run_dir=Path(config.run_dir),
         place=place_of(engine),
-        tensors=memory.copy(tensors),
+        state=copy,
         fragments=mine,
         layouts=layouts,
         manifest=manifest,

@@ -42,6 +42,11 @@ class CheckpointWriter:
         """Whether the last write failed on this rank; `settle` tells all."""
         return self._error is not None
 
+    @property
+    def writing(self) -> bool:
+        """Whether this rank's thread is still at work."""
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self, snapshot: Snapshot) -> None:
         """Begin to write. The one before must have been settled."""
         assert self._thread is None, "one snapshot at a time"

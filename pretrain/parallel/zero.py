@@ -24,6 +24,7 @@ from pretrain.config.deepspeed import deepspeed_config, running_stage
 from pretrain.config.schema import JobConfig
 from pretrain.parallel.loss_scale import LossScale
 from pretrain.parallel.partial_gradients import reduce_partial_gradients
+from pretrain.parallel.pending_reads import PendingReads
 from pretrain.parallel.rng import seed_step
 from pretrain.parallel.topology import Topology
 
@@ -83,7 +84,11 @@ class StepOutcome:
 
 
 class Engine:
-    """A model on its ranks with its optimizer: forward, backward, step."""
+    """A model on its ranks with its optimizer: forward, backward, step.
+
+    Attributes:
+        pending_reads: Of weights and moments, by other threads; updates and loads wait for them.
+    """
 
     def __init__(
         self, config: JobConfig, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology
@@ -98,6 +103,7 @@ class Engine:
         self.topology = topology
         self.model = model
         self.zero_stage = running_stage(config, topology.world_size)
+        self.pending_reads = PendingReads()
         self._at_boundary = False
         self._micro_batches_left = 0
         if config.parallel.sequence_parallel:
@@ -152,6 +158,7 @@ class Engine:
         """
         if not self._at_boundary:
             raise RuntimeError("step() before the last micro-batch of the optimizer step")
+        self.pending_reads.wait()
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         can_lower = self.loss_scale.can_lower()
@@ -174,6 +181,7 @@ class Engine:
         """End an optimizer step after its last micro-batch without an update; gradients are dropped."""
         if not self._at_boundary:
             raise RuntimeError("discard() before the last micro-batch of the optimizer step")
+        self.pending_reads.wait()
         if self.zero_stage == 0:
             self.deepspeed.zero_grad()
             self.deepspeed.step()  # AdamW leaves parameters without a gradient alone

@@ -11,7 +11,7 @@ from unittest.mock import patch
 import pytest
 
 from tests.support.ranks import RankPool
-from tests.support.training import Layout, tiny_config
+from tests.support.training import Layout, micro_batches, tiny_config
 
 TRAIN = "tests.support.training:train"
 BEFORE, AFTER = 3, 4
@@ -113,6 +113,59 @@ def test_bf16_resumes_from_fp32_master_weights(pools: dict[int, RankPool], tmp_p
     ]
     resumed = pools[2].run(TRAIN, kind="gpt", layout=layout, steps=AFTER, load=directory)[0]
     assert resumed["losses"] == whole["losses"][BEFORE:]
+
+
+def copy_late(layout: Layout, load: str | None) -> bool:
+    """On every rank: take a snapshot, train or load, copy then; whether the copy is the state at the save."""
+    import torch
+
+    from pretrain.checkpoint import load_checkpoint
+    from pretrain.checkpoint.host_copy import HostMemory
+    from pretrain.checkpoint.snapshot import take_snapshot
+    from pretrain.models import build_model
+    from pretrain.optimizer import build_optimizer
+    from pretrain.parallel.topology import initialize_topology
+    from pretrain.parallel.zero import Engine
+    from pretrain.step import train_step
+
+    config, topology = tiny_config("gpt", layout), initialize_topology(layout.tp)
+    model = build_model(config)
+    engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
+
+    def train(step: int) -> None:
+        train_step(engine, micro_batches("gpt", step, topology.data_parallel_rank, 2 // layout.tp), 1e-3)
+
+    train(0)
+    copy = take_snapshot(engine, config, {"step": 1}, {}, HostMemory()).state
+    sources = dict(copy._sources or {})
+    before = {name: source.clone() for name, source in sources.items()}
+    if load:
+        load_checkpoint(engine, Path(load))
+    else:
+        train(1)
+    copy.make()
+    engine.close()
+    changed = [name for name, source in sources.items() if not torch.equal(source, before[name])]
+    assert len(changed) >= (1 if load else 3)  # a load replaces the moments, it does not write into them
+    return all(torch.equal(copy.tensors[name], before[name]) for name in before)
+
+
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("layout", "loads"),
+    [
+        (Layout(1, 0), False),
+        (Layout(1, 2), False),
+        (Layout(1, 3), False),
+        (Layout(1, 3), True),
+        (Layout(2, 1, "bf16"), False),
+    ],
+)
+def test_what_changes_the_state_waits_for_its_copy(
+    pools: dict[int, RankPool], saved: dict[tuple[str, str], str], layout: Layout, loads: bool
+) -> None:
+    load = saved["gpt", "z3-tp1-dp2"] if loads else None
+    assert pools[2].run(f"{__name__}:copy_late", layout=layout, load=load) == [True, True]
 
 
 def load_with_a_fault(directory: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,14 +16,16 @@ from safetensors.torch import load_file
 
 from pretrain.checkpoint import writer as writing
 from pretrain.checkpoint.fragments import Fragment
+from pretrain.checkpoint.host_copy import HostCopy, HostMemory
 from pretrain.checkpoint.layout import ParameterLayout
 from pretrain.checkpoint.manifest import step_directory, verify
 from pretrain.checkpoint.proof import add_up, fingerprints
 from pretrain.checkpoint.publish import CheckpointWriteError, prune
-from pretrain.checkpoint.snapshot import HostMemory, Place, Snapshot
+from pretrain.checkpoint.snapshot import Place, Snapshot
 from pretrain.checkpoint.state_file import write_state_file
 from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config.schema import CheckpointConfig
+from pretrain.parallel.pending_reads import PendingReads
 from pretrain.run_directory import Claim, ReplacedError
 from tests.unit.pretrain.test_checkpoint_files import write
 
@@ -39,17 +42,61 @@ def test_the_library_reads_what_we_write(tmp_path: Path) -> None:
 
 def test_host_memory_is_one_buffer_used_again() -> None:
     memory = HostMemory()
-    first = memory.copy({"a": torch.ones(1000), "b": torch.zeros(24)})
-    second = memory.copy({"a": torch.full((500,), 2.0)})
-    assert second["a"].data_ptr() == first["a"].data_ptr() and second["a"].sum() == 1000.0
+    first = memory.copy_of({"a": torch.ones(1000), "b": torch.zeros(24)})
+    second = memory.copy_of({"a": torch.full((500,), 2.0)})
+    second.make()
+    assert second.tensors["a"].data_ptr() == first.tensors["a"].data_ptr()
+    assert second.tensors["a"].sum() == 1000.0
+
+
+class SlowTensor:
+    """Stands in for a tensor that takes a while to copy."""
+
+    is_cuda = False
+
+    def __init__(self) -> None:
+        self.begun, self.go_on, self.copied = threading.Event(), threading.Event(), 0
+
+    def detach(self) -> torch.Tensor:
+        self.begun.set()
+        assert self.go_on.wait(10.0)
+        self.copied += 1
+        return torch.ones(3)
+
+
+def test_an_update_waits_until_the_copy_is_through() -> None:
+    slow, reads, order = SlowTensor(), PendingReads(), []
+    copy = HostCopy({"a": slow}, {"a": torch.zeros(3)})  # type: ignore[dict-item]
+    reads.add(copy.make)
+    writer = threading.Thread(target=copy.make)
+    writer.start()
+    assert slow.begun.wait(10.0)
+    update = threading.Thread(target=lambda: (reads.wait(), order.append(float(copy.tensors["a"].sum()))))
+    update.start()
+    update.join(0.2)
+    assert update.is_alive() and order == []
+    slow.go_on.set()
+    update.join(10.0), writer.join(10.0)
+    assert order == [3.0] and slow.copied == 1
+    assert reads.take_waited_seconds() > 0.15 and reads.take_waited_seconds() == 0.0
+
+
+def test_an_update_copies_what_nobody_has_copied() -> None:
+    reads, source = PendingReads(), torch.ones(3)
+    copy = HostMemory().copy_of({"a": source})
+    reads.add(copy.make)
+    reads.wait()
+    source.zero_()
+    copy.make()
+    assert copy.tensors["a"].sum() == 3.0
 
 
 def snapshot(run_dir: Path, step: int = 3, world_size: int = 1) -> Snapshot:
-    values = torch.arange(6.0)
+    state = HostMemory().copy_of({"master/0": torch.arange(6.0)})
     return Snapshot(
         run_dir=run_dir,
         place=Place(rank=0, world_size=world_size, tp_rank=0, tp_size=1, dp_rank=0),
-        tensors={"master/0": values},
+        state=state,
         fragments=[Fragment("w", 0, 0, 0, 6)],
         layouts={"w": ParameterLayout((6,), None)},
         manifest={"step": step, "trainer": {"step": step}},
