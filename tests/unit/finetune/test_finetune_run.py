@@ -27,7 +27,9 @@ def own_process():
     """A run takes over signals, and leaves its groups only when it ends well; other tests need both back."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     before = {number: signal.getsignal(number) for number in numbers}
+    signal.set_wakeup_fd(-1)  # the thread of an earlier run would end this process on a test's own signal
     yield
+    signal.set_wakeup_fd(-1)
     for number, handler in before.items():
         signal.signal(number, handler)
     if torch.distributed.is_initialized():
