@@ -28,8 +28,8 @@ PARALLEL := --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-
 
 help:
 	@echo "make demo              corpus -> pretraining -> finetuning -> export on this machine (DEMO_ARGS=--small: the shortest form)"
-	echo "make test              unit, architecture and the fast distributed tests (under 10 minutes)"
-	echo "make test-slow         the tests that make test leaves out (under 15 minutes)"
+	echo "make test              unit, architecture and the fast distributed tests (10 to 12 minutes)"
+	echo "make test-slow         the tests that make test leaves out (about 15 minutes)"
 	echo "make test-slurm        tests on a two-node SLURM cluster on this machine (root on Debian; else skipped)"
 	echo "make bench             the training step against its peers, on an idle machine (about 15 minutes on 2 cores)"
 	echo "make lint              format, lint, types, import rules"
