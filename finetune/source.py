@@ -6,10 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from data_tools.publish import write_json
@@ -26,13 +26,11 @@ from pretrain.checkpoint import (
     write_parameters,
 )
 from pretrain.checkpoint.manifest import list_checkpoints, step_directory
-from pretrain.config.model import ModelConfig
+from pretrain.config.model import parse_model
 from pretrain.config.section import Section
 
 LABELS = "labels.json"
 """In the run directory and checkpoints of a classifier: the label names in the order of their ids."""
-
-_MODEL_SECTION: TypeAdapter[ModelConfig] = TypeAdapter(Annotated[ModelConfig, Field(discriminator="kind")])
 
 
 def read_architecture(checkpoint: Path) -> Architecture:
@@ -43,7 +41,7 @@ def read_architecture(checkpoint: Path) -> Architecture:
     """
     config = read_config(checkpoint)
     try:
-        model: ModelConfig = _MODEL_SECTION.validate_python(config.get("model"))
+        model = parse_model(config.get("model"))
     except ValidationError as error:
         raise CheckpointError(
             f"{checkpoint}: its config.yaml has no usable model section: {error}"
