@@ -109,19 +109,20 @@ def activation_bytes(config: RunConfig) -> int:
 def projection_bytes(config: RunConfig) -> int:
     """Peak of the vocabulary projection with its loss (`pretrain.models.vocabulary`), beside the activations.
 
-    The forward pass has a chunk of logits, fp32 copies of a block of it, and the gradients of hidden states
-    and weight; the weight's is summed in fp32 where there are several chunks. The backward pass multiplies
-    both by a factor in fp32: of the weight's gradient there are then 8 bytes, in 16 bits 10.
+    The forward pass has a chunk of logits, a block of it in fp32, and the gradients of hidden states and
+    weight; the weight's is summed in fp32 where there are several chunks, and to add 16 bits to fp32 torch
+    makes an fp32 copy. The backward pass multiplies both by a factor in place.
     """
     model, rows = config.model, padded_vocab_size(config.model) / config.parallel.tensor_model_parallel_size
     predicted = config.batch.micro_batch_size * config.batch.seq_length * predicted_share(config)
     logits = min(predicted * rows, LOGITS_AT_A_TIME)
     w = weight_bytes(config.precision)
     hidden, weight = w * predicted * model.hidden_size, rows * model.hidden_size
-    held = 4 * weight if logits < predicted * rows else 0
-    block = (4 if w == 4 else 8) * min(logits, _BLOCK_LOGITS)
-    forward = w * logits + hidden + max(block + held, held + w * weight)
-    backward = 2 * hidden + (8 if w == 4 else 10) * weight
+    several = logits < predicted * rows
+    held, copied = (4 * weight, (4 if w < 4 else 0) * weight) if several else (0, 0)
+    block = 4 * min(logits, _BLOCK_LOGITS)
+    forward = w * logits + hidden + held + max(block, w * weight + copied)
+    backward = hidden + max(w * weight, held + copied)
     return int(max(forward, backward))
 
 

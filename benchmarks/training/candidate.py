@@ -37,12 +37,18 @@ def transformers_peer(arithmetic: str, compiled: bool = False) -> Callable[[Work
     return run
 
 
-def plain_peer(arithmetic: str, compiled: bool = False) -> Callable[[Work, Rounds], None]:
-    """The plain torch GPT."""
+def plain_peer(
+    arithmetic: str, compiled: bool = False, kept_memory: bool = False
+) -> Callable[[Work, Rounds], None]:
+    """The plain torch GPT; with `kept_memory` it allocates as our ranks do."""
 
     def run(work: Work, rounds: Rounds) -> None:
         from benchmarks.training.peers import plain_gpt
 
+        if kept_memory:
+            from pretrain.parallel.device import keep_freed_memory
+
+            keep_freed_memory()
         plain_gpt(work, rounds, arithmetic, compiled)
 
     return run
@@ -73,6 +79,8 @@ def ours(tp: int = 1, zero_stage: int = 1) -> Callable[[Work, Rounds], None]:
     return run
 
 
+KEPT_MEMORY = ", kept memory"
+
 CANDIDATES: dict[str, Callable[[Work, Rounds], None]] = {
     "transformers amp": transformers_peer("amp"),
     "transformers bf16": transformers_peer("bf16"),
@@ -80,6 +88,7 @@ CANDIDATES: dict[str, Callable[[Work, Rounds], None]] = {
     "torch amp": plain_peer("amp"),
     "torch bf16": plain_peer("bf16"),
     "torch bf16 compiled": plain_peer("bf16", compiled=True),
+    "torch bf16 compiled" + KEPT_MEMORY: plain_peer("bf16", compiled=True, kept_memory=True),
     "transformers fp32": transformers_peer("fp32"),
     "transformers fp32 compiled": transformers_peer("fp32", compiled=True),
     "torch fp32": plain_peer("fp32"),

@@ -11,7 +11,8 @@ import tempfile
 from types import TracebackType
 from typing import IO, Any
 
-from benchmarks.training.candidate import TWO_RANKS
+from benchmarks.training.candidate import KEPT_MEMORY, TWO_RANKS
+from launch.plan import rank_environment
 
 THREADS = os.cpu_count() or 1
 
@@ -27,10 +28,10 @@ class Candidate:
         self._processes = [self._start(work, rank, port) for rank in range(self.ranks)]
 
     def _start(self, work: str, rank: int, port: int) -> subprocess.Popen[str]:
-        environment = dict(
-            os.environ, DS_ACCELERATOR="cpu", OMP_NUM_THREADS=str(max(1, THREADS // self.ranks))
-        )
-        environment |= {"HF_HUB_OFFLINE": "1"}
+        launched = rank_environment({}, cores=THREADS, ranks_per_host=self.ranks, has_accelerator=False)
+        if not (self.name.startswith("headwater") or self.name.endswith(KEPT_MEMORY)):
+            del launched["GLIBC_TUNABLES"]  # peers are started as their users start them
+        environment = {**os.environ, **launched, "HF_HUB_OFFLINE": "1"}
         if self.ranks > 1:
             environment |= {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(self.ranks),

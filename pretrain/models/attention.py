@@ -11,6 +11,8 @@ from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from pretrain.models import cpu_attention
+
 
 class KeyValueStore(Protocol):
     """Where earlier keys and values are kept (`pretrain.models.cache`)."""
@@ -59,8 +61,11 @@ class SdpaCoreAttention(torch.nn.Module):
         """
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
-        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, S, D]
         dropout = self.dropout if self.training else 0.0
+        if cpu_attention.suits(query, key, dropout):
+            causal = self.causal and attention_mask is None
+            return cpu_attention.attend(query, key, value, attention_mask, causal)
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, S, D]
         if dropout > 0.0 and self.own_stream:
             with get_cuda_rng_tracker().fork():
                 context = self._attend(q, k, v, attention_mask, dropout)

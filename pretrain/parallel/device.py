@@ -7,6 +7,7 @@ so that dropout, sequence parallelism and activation recompute run the code that
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,9 @@ def compute_device() -> torch.device:
 def backend(device: torch.device) -> str:
     """Name of the collective backend for a device."""
     return "nccl" if device.type == "cuda" else "gloo"
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 class CpuRngTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore[misc]
@@ -48,6 +52,19 @@ class CpuRngTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore[misc]
         finally:
             self.states_[name] = torch.get_rng_state()
             torch.set_rng_state(before)
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next tensor instead of giving it back to the kernel.
+
+    Otherwise every large activation is mapped anew in every step, and the kernel clears 100,000 pages a step:
+    a tenth to a sixth of a step on CPU (benchmarks/LOG.md). The process stays as large as it once was. Other
+    C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):
+            mallopt(parameter, value)
 
 
 def use_cpu() -> None:

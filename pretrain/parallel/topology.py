@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 
 from pretrain.config.environment import world_size_from_environment
 from pretrain.config.errors import ConfigError
-from pretrain.parallel.device import backend, compute_device, use_cpu
+from pretrain.parallel.device import backend, compute_device, keep_freed_memory, use_cpu
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +50,7 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
         torch.cuda.set_device(device)
     else:
         use_cpu()
+        keep_freed_memory()
     world_size = world_size_from_environment()
     if world_size % tensor_model_parallel_size:
         raise ConfigError(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from pretrain.config.deepspeed import deepspeed_config, running_stage
 from pretrain.config.schema import JobConfig
+from pretrain.parallel.cpu_deepspeed import adapt_to_cpu
 from pretrain.parallel.loss_scale import LossScale
 from pretrain.parallel.partial_gradients import reduce_partial_gradients
 from pretrain.parallel.pending_reads import PendingReads
@@ -95,10 +96,7 @@ class Engine:
     ) -> None:
         _quiet_deepspeed()
         if topology.device.type == "cpu":
-            # The shared-memory reducer would be compiled at first use, a minute; gloo reduces as well.
-            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-            # Without AVX512-FP16 DeepSpeed refuses fp16; torch computes it all the same, slowly.
-            deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+            adapt_to_cpu()
         self.config = config
         self.topology = topology
         self.model = model
@@ -116,8 +114,7 @@ class Engine:
             mpu=ModelParallelUnit(topology),
             dist_init_required=None,
         )
-        if topology.data_parallel_size == 1:
-            self._reduce_nothing()
+        self._summed_here = self._take_over_reduction()
         seed_step(config.seed, 0, topology)  # an evaluation before the first step enters the streams too
         self.loss_scale = LossScale(self.deepspeed.optimizer, config.precision)
         if self.deepspeed.dp_world_size != topology.data_parallel_size:
@@ -144,9 +141,13 @@ class Engine:
         DeepSpeed averages over data-parallel ranks; multiplying by their number makes it the sum that the
         share needs.
         """
-        self.deepspeed.backward(loss * self.topology.data_parallel_size, scale_wrt_gas=False)
+        averaged_over = 1 if self._summed_here else self.topology.data_parallel_size
+        self.deepspeed.backward(loss * averaged_over, scale_wrt_gas=False)
         self._micro_batches_left -= 1
         self._at_boundary = self._micro_batches_left == 0
+        if self._at_boundary and self._summed_here and self.topology.data_parallel_size > 1:
+            for gradients in self.deepspeed.optimizer.fp32_groups_gradients_flat:
+                dist.all_reduce(gradients, group=self.topology.data_parallel_group)
         if not self._at_boundary:
             self.deepspeed.step()  # counts the micro-batch; no update
 
@@ -209,10 +210,19 @@ class Engine:
         deepspeed.utils.groups.mpu = None
         _forget_models()
 
-    def _reduce_nothing(self) -> None:
-        """Where DeepSpeed only adds gradients up, a lone rank spares it: it would copy all of them twice."""
-        if self.zero_stage == 0 or isinstance(self.deepspeed.optimizer, BF16_Optimizer):
+    def _take_over_reduction(self) -> bool:
+        """Whether gradients are summed here; where DeepSpeed does it, it copies all of them there and back.
+
+        Its bf16 optimizer has them in flat fp32 tensors, which can be summed as they are; a lone rank has
+        nothing to sum at stage 0.
+        """
+        flat = isinstance(self.deepspeed.optimizer, BF16_Optimizer)
+        in_fp32 = self.deepspeed.communication_data_type == torch.float32
+        alone = self.topology.data_parallel_size == 1
+        if (flat and (in_fp32 or alone)) or (self.zero_stage == 0 and alone):
             self.deepspeed.enable_backward_allreduce = False
+            return True
+        return False
 
     def _clip_whole_gradients(self) -> float:
         """Clip unpartitioned gradients (stage 0); the global norm counts a replicated parameter once."""

@@ -28,7 +28,10 @@ class CollectiveCounter(TorchDispatchMode):
             unboxed = [self._group(value) for value in args]
             group = next(value for value in unboxed if value is not None)
             name = func.__name__.split(".")[0].strip("_").removesuffix("_base")
-            self.payload[name, group.size()] += max(_bytes(value) for value in args)
+            payload = max(_bytes(value) for value in args)
+            if name == "send":  # a part goes to each of the others: the weights' all-gather over gloo
+                name, payload = "allgather", payload * group.size() // (group.size() - 1)
+            self.payload[name, group.size()] += payload
         return func(*args, **(kwargs or {}))
 
     @staticmethod

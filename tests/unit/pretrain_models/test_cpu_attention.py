@@ -1,0 +1,84 @@
+"""Our attention on CPU against torch's in double precision."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pretrain.models import cpu_attention
+from pretrain.models.cpu_attention import MAX_LENGTH, attend, suits
+
+BATCH, HEADS = 3, 2
+ROUNDING = 2.0**-8
+"""Distance of two neighbouring bf16 numbers, relative."""
+
+
+def inputs(seq_length: int, head_size: int, kind: str) -> tuple[Tensor, Tensor | None]:
+    """[S, B, N, 3D] bf16, as the fused projection gives them, and the mask of a kind."""
+    generator = torch.Generator().manual_seed(seq_length + head_size)
+    fused = torch.randn(seq_length, BATCH, HEADS, 3 * head_size, generator=generator)
+    mask = None
+    if kind == "padded":
+        lengths = torch.tensor([seq_length, (seq_length + 1) // 2, 1])
+        mask = (torch.arange(seq_length) < lengths[:, None])[:, None, None]
+    elif kind == "documents":
+        number = torch.arange(seq_length) // 50
+        mask = (number[:, None] == number).tril().expand(BATCH, 1, -1, -1)
+    return fused.to(torch.bfloat16).requires_grad_(), mask
+
+
+def reference(fused: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """torch's attention in the type of its input; [S, B, N * D]."""
+    q, k, v = (x.permute(1, 2, 0, 3) for x in fused.chunk(3, dim=-1))
+    context = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return context.permute(2, 0, 1, 3).flatten(2)
+
+
+@pytest.mark.parametrize("kind", ["causal", "whole", "padded", "documents"])
+@pytest.mark.parametrize(("seq_length", "head_size"), [(1, 16), (100, 24), (128, 64), (300, 64), (512, 32)])
+def test_it_is_as_exact_as_bf16_allows(
+    kind: str, seq_length: int, head_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        cpu_attention, "_SCORES", 4 * min(seq_length, 128) * seq_length
+    )  # four heads, then two
+    causal = kind == "causal"
+    fused, mask = inputs(seq_length, head_size, kind)
+    query, key, value = fused.chunk(3, dim=-1)
+    ours = attend(query, key, value, mask, causal)
+    weights = torch.randn(ours.shape, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    ours.backward(weights)
+    exact = fused.detach().double().requires_grad_()
+    want = reference(exact, mask, causal)
+    want.backward(weights.double())
+    assert fused.grad is not None and exact.grad is not None
+    for mine, true in ((ours, want), (fused.grad, exact.grad)):
+        assert (mine.double() - true).norm() < ROUNDING * true.norm() + 1e-9
+
+
+def test_its_gradients_are_no_worse_than_torchs() -> None:
+    fused, _ = inputs(256, 64, "causal")
+    exact = fused.detach().double().requires_grad_()
+    weights = torch.randn(256, BATCH, HEADS * 64, generator=torch.Generator().manual_seed(2)).to(
+        torch.bfloat16
+    )
+    (true,) = torch.autograd.grad(reference(exact, None, causal=True), exact, weights.double())
+    query, key, value = fused.chunk(3, dim=-1)
+    errors = []
+    for out in (attend(query, key, value, None, causal=True), reference(fused, None, causal=True)):
+        (gradient,) = torch.autograd.grad(out, fused, weights)
+        errors.append(float((gradient.double() - true).norm()))
+    assert errors[0] <= 1.1 * errors[1]
+
+
+def test_what_it_does_not_suit_is_left_to_torch() -> None:
+    query = torch.zeros(MAX_LENGTH, 1, 4, 8, dtype=torch.bfloat16)
+    assert suits(query, query, dropout=0.0)
+    assert not suits(query, query, dropout=0.1)
+    assert not suits(query.float(), query.float(), dropout=0.0)
+    assert not suits(query, query[:, :, :2], dropout=0.0)  # grouped queries
+    longer = torch.zeros(MAX_LENGTH + 1, 1, 4, 8, dtype=torch.bfloat16)
+    assert not suits(longer, longer, dropout=0.0)
+    assert not suits(query[:1], query, dropout=0.0)  # generation with a cache
