@@ -114,7 +114,8 @@ class Engine:
             mpu=ModelParallelUnit(topology),
             dist_init_required=None,
         )
-        self._summed_here = self._take_over_reduction()
+        alone = topology.data_parallel_size == 1
+        self._summed_here = _take_over_reduction(self.deepspeed, self.zero_stage, alone)
         seed_step(config.seed, 0, topology)  # an evaluation before the first step enters the streams too
         self.loss_scale = LossScale(self.deepspeed.optimizer, config.precision)
         if self.deepspeed.dp_world_size != topology.data_parallel_size:
@@ -210,20 +211,6 @@ class Engine:
         deepspeed.utils.groups.mpu = None
         _forget_models()
 
-    def _take_over_reduction(self) -> bool:
-        """Whether gradients are summed here; where DeepSpeed does it, it copies all of them there and back.
-
-        Its bf16 optimizer has them in flat fp32 tensors, which can be summed as they are; a lone rank has
-        nothing to sum at stage 0.
-        """
-        flat = isinstance(self.deepspeed.optimizer, BF16_Optimizer)
-        in_fp32 = self.deepspeed.communication_data_type == torch.float32
-        alone = self.topology.data_parallel_size == 1
-        if (flat and (in_fp32 or alone)) or (self.zero_stage == 0 and alone):
-            self.deepspeed.enable_backward_allreduce = False
-            return True
-        return False
-
     def _clip_whole_gradients(self) -> float:
         """Clip unpartitioned gradients (stage 0); the global norm counts a replicated parameter once."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -241,6 +228,19 @@ class Engine:
         if limit and norm > limit:
             torch._foreach_mul_([gradient for _, gradient in gradients], limit / (norm + 1e-6))
         return norm
+
+
+def _take_over_reduction(engine: Any, zero_stage: int, alone: bool) -> bool:
+    """Whether we sum gradients instead of DeepSpeed, which would copy all of them there and back.
+
+    Its bf16 optimizer has them in flat fp32 tensors, which can be summed as they are; a lone rank has nothing
+    to sum at stage 0.
+    """
+    flat = isinstance(engine.optimizer, BF16_Optimizer)
+    if (flat and (alone or engine.communication_data_type == torch.float32)) or (zero_stage == 0 and alone):
+        engine.enable_backward_allreduce = False
+        return True
+    return False
 
 
 @contextmanager
