@@ -2,16 +2,17 @@
 
     python -m benchmarks.checkpoints
 
-Two ranks (TP 2, ZeRO 1) with 490 MB of weights and moments. In turn, each time:
+Two ranks (TP 2, ZeRO 1) with 490 MB of weights and moments, no dropout. In turn, each time:
 
 - steps without a save, and a forward pass for the probe loss alone
-- a save that training waits for, and a plain file of that size, written and flushed by one process (the
-  disk's sequential speed; plain file / write is the write's speed in units of it)
+- a save that training waits for, with the probe's forward pass, and a plain file of that size, written and
+  flushed by one process (the disk's sequential speed; plain file / write is the write's speed in units of it)
 - a snapshot and the step beside which it is copied, when nothing is written: "stall and slower step" is
-  what the snapshot takes (the probe is part of it) and by how much the step is longer than one without
-- a whole save beside steps until it is on the disk. "stall" is the time that training stands still: what the
-  snapshot takes and what the update waits for the copy; "longer run" is by how much all this takes longer
-  than as many steps without
+  what the snapshot takes and by how much the step is longer than one without
+- a whole save beside steps until it is on the disk; the first of them brings the probe. "stall" is the time
+  that training stands still: what the snapshot takes and what the update waits for the copy; "longer run" is
+  by how much all this takes longer than as many steps without
+- the stall of the same save with dropout: the probe's forward pass is part of it
 
 Medians, with the least and the most. Then the data stream goes on from cursors that are further and further
 into a run. Needs an idle machine and 2 GB of disk.
@@ -41,11 +42,12 @@ CURSORS = (0, 10**3, 10**6, 10**9)
 STEPS = 5
 """That a step is the mean of."""
 SECONDS = (
-    *("step", "synchronous save", "write", "plain file", "stall", "snapshot", "probe"),
+    *("step", "synchronous save", "write", "plain file", "stall", "stall with dropout", "snapshot", "probe"),
     *("step while copying", "stall and slower step", "step while writing", "longer run"),
 )
 RATIOS = (
-    *(("stall", "synchronous save"), ("stall and slower step", "synchronous save")),
+    *(("stall", "synchronous save"), ("stall with dropout", "synchronous save")),
+    ("stall and slower step", "synchronous save"),
     *(("longer run", "synchronous save"), ("plain file", "write")),
 )
 
@@ -53,6 +55,7 @@ RATIOS = (
 def config(run_dir: str, corpus: str = "none", vocab_size: int = 16000) -> RunConfig:
     """A GPT of 41 M parameters with short steps."""
     sizes = {"num_layers": 4, "hidden_size": 768, "ffn_hidden_size": 3072, "num_attention_heads": 12}
+    sizes |= {"hidden_dropout": 0, "attention_dropout": 0}
     data = {
         "run_dir": run_dir,
         "model": {"kind": "gpt", "vocab_size": vocab_size, "max_position_embeddings": 64, **sizes},
@@ -86,27 +89,33 @@ class _Trial:
         self.writer = CheckpointWriter(self.run.checkpoint, "benchmark", lambda: None)
         self.step = 0
 
-    def train(self, steps: int = 1) -> float:
-        """Seconds of some steps."""
+    def train(self, steps: int = 1, snapshot: Any = None) -> float:
+        """Seconds of some steps, the first of which brings the probe of a snapshot."""
         from pretrain.parity.batches import micro_batches
         from pretrain.step import train_step
 
         began = time.perf_counter()
         for _ in range(steps):
-            train_step(self.engine, micro_batches(self.run, self.step, 0, 1), lr=1e-4)
+            batches = micro_batches(self.run, self.step, 0, 1)
+            result = train_step(self.engine, batches, lr=1e-4)
+            if snapshot:
+                snapshot.probe.offer(batches[0], result.first_loss)
             self.step += 1
         return time.perf_counter() - began
 
-    def snapshot(self) -> Any:
-        """As a save takes it."""
+    def snapshot(self, probe_now: bool) -> Any:
+        """As a save takes it; the probe is computed now, or comes with the next step."""
+        from pretrain.checkpoint.probe import Probe
         from pretrain.checkpoint.snapshot import take_snapshot
         from pretrain.parity.batches import micro_batches
 
-        batch = micro_batches(self.run, self.step, 0, 1)[0]
-        return take_snapshot(self.engine, self.run, {"step": self.step}, {}, self.memory, batch)
+        probe = Probe(micro_batches(self.run, self.step, 0, 1)[0])
+        if probe_now:
+            probe.settle(self.engine)
+        return take_snapshot(self.engine, self.run, {"step": self.step}, {}, self.memory, probe)
 
     def probe(self) -> float:
-        """Seconds of the probe's forward pass, which a snapshot has in it."""
+        """Seconds of the probe's forward pass."""
         from pretrain.checkpoint.probe import probe_loss
         from pretrain.parity.batches import micro_batches
 
@@ -118,7 +127,7 @@ class _Trial:
         """A save that training waits for."""
         _settled_disk()
         began = time.perf_counter()
-        self.writer.start(self.snapshot())
+        self.writer.start(self.snapshot(probe_now=True))
         self.writer.settle()
         row = {"synchronous save": time.perf_counter() - began, "write": self.writer.seconds}
         written = self.writer.take_written()
@@ -128,20 +137,21 @@ class _Trial:
     def copying(self) -> dict[str, float]:
         """What a copy beside a step costs: no file is written."""
         began = time.perf_counter()
-        thread = threading.Thread(target=self.snapshot().state.make)
+        thread = threading.Thread(target=self.snapshot(probe_now=False).state.make)
         thread.start()
         stands = time.perf_counter() - began
         row = {"snapshot": stands, "step while copying": self.train()}
         thread.join()
         return row
 
-    def beside(self, step_seconds: float) -> dict[str, float]:
+    def beside(self, step_seconds: float, probe_now: bool) -> dict[str, float]:
         """What a whole save costs a run, until it is on the disk."""
         self.engine.pending_reads.take_waited_seconds()
         began, steps = time.perf_counter(), 1
-        self.writer.start(self.snapshot())
+        snapshot = self.snapshot(probe_now)
+        self.writer.start(snapshot)
         stands = time.perf_counter() - began
-        row = {"step while writing": self.train()}
+        row = {"step while writing": self.train(snapshot=snapshot)}
         row["stall"] = stands + self.engine.pending_reads.take_waited_seconds()
         while _any_rank(self.writer.writing):
             self.train()
@@ -168,7 +178,10 @@ def measure(run_dir: str, repeats: int) -> list[dict[str, float]]:
         row |= trial.copying()
         row["stall and slower step"] = row["snapshot"] + row["step while copying"] - row["step"]
         trial.train()
-        rows.append(row | trial.beside(row["step"]))
+        row["stall with dropout"] = trial.beside(row["step"], probe_now=True)["stall"]
+        _settled_disk()
+        trial.train()
+        rows.append(row | trial.beside(row["step"], probe_now=False))
     trial.engine.close()
     return rows[1:]
 

@@ -67,6 +67,7 @@ def _fit(job: Job, reporter: Reporter, saves: Saves, bad_steps: BadSteps, positi
             saves.note_bad_step(position.step, reason)
         else:
             position.probe = micro_batches[0]
+            saves.offer_probe(micro_batches[0], result.first_loss)
         if reason or _due(position.step, training.log_interval, training.train_steps):
             with record_function("phase: logging"):
                 reporter.step(position.step, lr, result, bad_steps)

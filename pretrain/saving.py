@@ -11,6 +11,7 @@ from pretrain.bad_steps import BadSteps, append_record, read_record
 from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint
 from pretrain.checkpoint.host_copy import HostMemory
 from pretrain.checkpoint.manifest import Found, read_manifest
+from pretrain.checkpoint.probe import Probe, trains_as_it_evaluates
 from pretrain.checkpoint.snapshot import take_snapshot
 from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.job import Job
@@ -76,6 +77,7 @@ class Saves:
         self._job, self._bad_steps, self._reporter = job, bad_steps, reporter
         self._writer = CheckpointWriter(job.config.checkpoint, job.claim.attempt, job.claim.check)
         self._memory = HostMemory()
+        self._probe: Probe | None = None
         self._last = (position.step, position.evaluation_due)
         self._samples = job.stream.consumed_samples
 
@@ -85,6 +87,8 @@ class Saves:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._probe:
+            self._probe.close()  # after an error no collective may be possible any more
         self._writer.abandon(PEERS_SECONDS, FLUSH_SECONDS)
 
     @property
@@ -94,6 +98,8 @@ class Saves:
 
     def save(self, position: Position) -> None:
         """Save the state after a step; all ranks together. Waits for the save before.
+
+        Where the next step's forward pass can bring the probe loss, training does not wait for it here.
 
         Raises:
             CheckpointWriteError: on every rank, when one could not write this or the save before.
@@ -109,14 +115,27 @@ class Saves:
             "stream": job.stream.state_dict(),
             "bad_steps": self._bad_steps.state_dict(),
         }
-        snapshot = take_snapshot(
-            job.engine, job.config, trainer, job.extra_files, self._memory, position.probe
-        )
+        probe = self._probe = Probe(position.probe)
+        if not (job.config.checkpoint.async_save and trains_as_it_evaluates(job.config)):
+            probe.settle(job.engine)
+        snapshot = take_snapshot(job.engine, job.config, trainer, job.extra_files, self._memory, probe)
         self._last, self._samples = (position.step, position.evaluation_due), job.stream.consumed_samples
         self._writer.start(snapshot)
         if not job.config.checkpoint.async_save:
             self._settle()
         self._reporter.stalled(position.step, time.perf_counter() - began)
+
+    def offer_probe(self, batch: MicroBatch, loss: float) -> None:
+        """Probe of the save before a good step, if that has none yet; all ranks together, after the step.
+
+        A bad step changes no weights, so that the probe can still come from the one after it.
+
+        Args:
+            batch: Of this rank, the first micro-batch of the step.
+            loss: Its mean loss, before the update.
+        """
+        if self._probe:
+            self._probe.offer(batch, loss)
 
     def poll(self) -> None:
         """Tell of a save that has ended meanwhile; the main rank does, nobody waits."""
@@ -139,6 +158,8 @@ class Saves:
         self._settle()
 
     def _settle(self) -> None:
+        if self._probe:  # first, as the main rank's writer waits for it
+            self._probe.settle(self._job.engine)
         self._writer.settle()
         self.poll()
 

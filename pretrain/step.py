@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,7 +25,7 @@ MicroBatch = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one optimizer step reports; the same on every rank."""
+    """What one optimizer step reports; all but `first_loss` is the same on every rank."""
 
     losses: dict[str, float]
     """`loss` and its parts, each a mean over all targets of the step."""
@@ -32,6 +33,8 @@ class StepMetrics:
     applied: bool
     overflow: bool = False
     """The update was skipped because fp16 gradients overflowed; the loss scale is lower now."""
+    first_loss: float = math.nan
+    """Mean loss over this rank's first micro-batch, with the weights from before the update."""
 
 
 class TrainingError(Exception):
@@ -71,16 +74,25 @@ def train_step(
     counts = _divisors(counts)
     engine.begin_step(len(batches))
     sums = dict.fromkeys(weights, torch.zeros((), device=engine.topology.device))
+    first: dict[str, Tensor] = {}
     for batch in batches:
         with record_function("phase: forward"):
             parts = engine.forward(batch)
         with record_function("phase: backward"):
             engine.backward(sum(weights[name] * parts[name] / counts[name] for name in weights))  # type: ignore[arg-type]
-        sums = {name: sums[name] + parts[name].detach().float() for name in weights}
+        found = {name: parts[name].detach().float() for name in weights}
+        sums, first = {name: sums[name] + found[name] for name in weights}, first or found
     losses = _mean_losses(engine, sums, counts)
+    first_loss = mean_loss(engine, batches[0], first)
     with record_function("phase: update"):
         outcome = engine.step(lr) if accept(losses["loss"]) else engine.discard()
-    return StepMetrics(losses, outcome.grad_norm, outcome.applied, outcome.overflow)
+    return StepMetrics(losses, outcome.grad_norm, outcome.applied, outcome.overflow, first_loss)
+
+
+def mean_loss(engine: Engine, batch: dict[str, Tensor], parts: dict[str, Tensor]) -> float:
+    """Mean loss over one micro-batch of this rank, from the summed losses that its forward pass returned."""
+    weights, counts = _objective(engine).loss_weights(), _objective(engine).target_counts(batch)
+    return sum(weights[name] * float(parts[name]) / max(1.0, float(counts[name])) for name in weights)
 
 
 def evaluate(engine: Engine, steps: Iterable[Sequence[MicroBatch]]) -> dict[str, float]:

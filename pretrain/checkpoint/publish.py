@@ -1,8 +1,8 @@
 """From the shares that all ranks wrote to a checkpoint with its name.
 
 Every rank writes its share into a hidden directory and leaves a note when it is on the disk. The main rank
-waits for all notes, adds config, copies and, last, the manifest, and renames the directory. Nobody else
-waits, no collective is needed: all of this can happen while training goes on.
+waits for all notes and for the probe, adds them, config, copies and, last, the manifest, and renames the
+directory. Nobody else waits, no collective is needed: all of this can happen while training goes on.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from pretrain.checkpoint.manifest import (
     step_of,
     write_manifest,
 )
+from pretrain.checkpoint.probe import PROBE
 from pretrain.checkpoint.proof import add_up, fingerprints
 from pretrain.checkpoint.snapshot import Snapshot
 from pretrain.checkpoint.state_file import write_state_file
@@ -85,6 +86,8 @@ def publish(
 ) -> Path:
     """Complete a checkpoint on the main rank and give it its name; then remove those no longer kept.
 
+    Waits for the notes of all ranks, then for the probe.
+
     Args:
         snapshot: of the main rank.
         staging: where all ranks write.
@@ -99,6 +102,9 @@ def publish(
         notes = _await_notes(staging, snapshot.place.world_size, given_up)
         files = {name: found for note in notes for name, found in note["files"].items()}
         manifest = snapshot.manifest | {"fingerprints": add_up(note["fingerprints"] for note in notes)}
+        contents = dict(snapshot.contents)
+        if snapshot.probe and (probe := snapshot.probe.wait()):
+            manifest["probe_loss"], contents[PROBE] = probe
         for path in staging.glob("*.note"):
             path.unlink()
         check()
@@ -106,7 +112,7 @@ def publish(
             staging,
             step_directory(snapshot.run_dir, snapshot.step),
             {"files": files, **manifest},
-            snapshot.contents,
+            contents,
             snapshot.extra_files,
         )
     except (OSError, CheckpointWriteError):

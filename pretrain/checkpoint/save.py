@@ -16,6 +16,7 @@ from pretrain.checkpoint.fragments import Fragment
 from pretrain.checkpoint.host_copy import HostMemory
 from pretrain.checkpoint.layout import ParameterLayout
 from pretrain.checkpoint.manifest import CONFIG, step_directory
+from pretrain.checkpoint.probe import Probe
 from pretrain.checkpoint.publish import WRITING, complete
 from pretrain.checkpoint.snapshot import state_file_name, take_snapshot
 from pretrain.checkpoint.state_file import write_state_file
@@ -45,7 +46,9 @@ def save_checkpoint(
         CheckpointWriteError: On every rank, if any rank could not write; earlier checkpoints are untouched.
     """
     writer = CheckpointWriter(config.checkpoint, "single", lambda: None)
-    writer.start(take_snapshot(engine, config, trainer, extra_files, HostMemory(), probe))
+    probed = Probe(probe)
+    probed.settle(engine)
+    writer.start(take_snapshot(engine, config, trainer, extra_files, HostMemory(), probed))
     writer.settle()
     return step_directory(Path(config.run_dir), int(trainer["step"]))
 

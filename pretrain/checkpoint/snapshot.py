@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +11,9 @@ from pretrain.checkpoint.fragments import MOMENTS, Fragment, RankState
 from pretrain.checkpoint.host_copy import HostCopy, HostMemory
 from pretrain.checkpoint.layout import ParameterLayout, parameter_layouts
 from pretrain.checkpoint.manifest import CONFIG
-from pretrain.checkpoint.probe import PROBE, as_file, probe_loss
+from pretrain.checkpoint.probe import Probe
 from pretrain.config import JobConfig, dump_yaml
 from pretrain.parallel.zero import Engine
-from pretrain.step import MicroBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +34,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """Everything that a rank writes for one checkpoint; nothing of it changes once `state` is made."""
+    """Everything that a rank writes for one checkpoint; nothing changes once state and probe are there."""
 
     run_dir: Path
     place: Place
@@ -47,9 +45,11 @@ class Snapshot:
     manifest: dict[str, Any]
     """What does not depend on the files; the main rank's is written."""
     contents: Mapping[str, bytes]
-    """Small files by name: config, probe."""
+    """Small files by name: the config."""
     extra_files: Mapping[str, Path]
     """Name in the checkpoint -> file to copy (the tokenizer)."""
+    probe: Probe | None = None
+    """The main rank's is saved; it may be still to come."""
 
     @property
     def step(self) -> int:
@@ -63,7 +63,7 @@ def take_snapshot(
     trainer: Mapping[str, Any],
     extra_files: Mapping[str, Path],
     memory: HostMemory,
-    probe: MicroBatch | None = None,
+    probe: Probe | None = None,
 ) -> Snapshot:
     """This rank's share of weights and moments, between two updates; the next one waits for its copy.
 
@@ -73,7 +73,7 @@ def take_snapshot(
         trainer: JSON-able state: `step`, the data cursor and counters.
         extra_files: Name in the checkpoint -> file to copy.
         memory: Where the copies go.
-        probe: This rank's micro-batch whose loss is saved; the main rank's is kept with it.
+        probe: Of this checkpoint; whoever gives one that is still to come must offer, settle or close it.
     """
     topology, state = engine.topology, RankState(engine)
     mine = own_fragments(engine, state.fragments)
@@ -89,12 +89,6 @@ def take_snapshot(
         "parameters": {name: layout.as_json() for name, layout in layouts.items()},
         "topology": layout_of(engine),
     }
-    contents = {CONFIG: dump_yaml(config).encode()}
-    loss = math.nan if probe is None else probe_loss(engine, probe)
-    if probe is not None and math.isfinite(loss):
-        manifest["probe_loss"] = loss
-        if topology.is_main:
-            contents[PROBE] = as_file(probe)
     copy = memory.copy_of(tensors)
     engine.pending_reads.add(copy.make)
     return Snapshot(
@@ -104,8 +98,9 @@ def take_snapshot(
         fragments=mine,
         layouts=layouts,
         manifest=manifest,
-        contents=contents,
+        contents={CONFIG: dump_yaml(config).encode()},
         extra_files=extra_files,
+        probe=probe,
     )
 
 

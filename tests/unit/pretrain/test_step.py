@@ -57,3 +57,11 @@ def test_a_step_without_any_target_is_an_error_before_the_update(engine):
 def test_a_loss_or_a_micro_batch_may_have_no_target(engine):
     found = train_step(engine, [batch([0, 0], [0]), batch([1, 1], [0])], lr=1.0)
     assert found.losses == {"loss": 3.0, "first": 3.0, "second": 0.0} and engine.steps == 1
+
+
+def test_the_first_micro_batch_has_a_loss_of_its_own(engine):
+    """Over its own targets; 3.0 for each with one, of two losses, and the second has none here."""
+    engine.forward = lambda batch: {name: (batch[name] * batch[name]).sum() for name in ("first", "second")}
+    found = train_step(engine, [batch([2, 4], [0]), batch([9, 9], [5])], lr=1.0)
+    assert found.first_loss == (2 * 2 + 4 * 4) / (2 + 4)
+    assert found.losses["loss"] == (2 * 2 + 4 * 4 + 2 * 81) / (2 + 4 + 2 * 9) + 25 / 5
