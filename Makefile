@@ -13,6 +13,7 @@ PYTHON ?=
 # Extra words for pip, e.g. PIP_ARGS="--index-url ..." for another build of torch.
 PIP_ARGS ?=
 DEMO_ARGS ?=
+BENCH ?=
 PYTEST_ARGS ?=
 
 # The stamp's name holds what the environment was built from: another content or another place, another stamp.
@@ -31,7 +32,7 @@ help:
 	echo "make test              unit, architecture and the fast distributed tests (10 to 12 minutes)"
 	echo "make test-slow         the tests that make test leaves out (about 15 minutes)"
 	echo "make test-slurm        tests on a two-node SLURM cluster on this machine (root on Debian; else skipped)"
-	echo "make bench             the training step against its peers, on an idle machine (about 15 minutes on 2 cores)"
+	echo "make bench             all benchmarks beside their peers, on an idle machine (BENCH=gpt: one of them)"
 	echo "make lint              format, lint, types, import rules"
 	echo "make check             lint, and all unit and architecture tests"
 	echo "make format            rewrite the sources in the project's format"
@@ -82,9 +83,7 @@ test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and distributed" $(PYTEST_ARGS) $(DISTRIBUTED_TESTS)
 
 bench: $(STAMP)
-	@for work in gpt bert-128 bert-512; do $(BIN)/python -m benchmarks.training_step --work $$work; done
-	$(BIN)/python -m benchmarks.training_step --ranks
-	$(BIN)/python -m benchmarks.training.startup
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 test-slurm: $(STAMP)
 	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests/slurm

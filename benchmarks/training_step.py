@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
+from pathlib import Path
 from typing import Any
 
 from benchmarks.machine import describe
@@ -35,12 +36,15 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=list(CANDIDATES), help="these candidates, beside ours")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--steps", type=int, default=2, help="steps in a round")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the tokens/s of all, too")
     arguments = parser.parse_args()
     names = arguments.only or default_names(arguments.work, arguments.ranks)
     work = WORKS[arguments.work]
     limits = None if work.update_only else measured_limits(arguments.work)
     answers = take_turns(arguments.work, names, arguments.repeats, arguments.steps)
     print(report(work, answers, limits, arguments.steps))
+    if arguments.plot:
+        plot(work, answers, arguments.plot)
 
 
 def default_names(work: str, ranks: bool) -> list[str]:
@@ -51,7 +55,7 @@ def default_names(work: str, ranks: bool) -> list[str]:
         return ["headwater model, plain loop", OURS]
     others = {"fp32": {"amp", "bf16"}, "bf16": {"fp32"}}[WORKS[work].precision]
     chosen = [name for name in CANDIDATES if not name.endswith(TWO_RANKS) and others.isdisjoint(name.split())]
-    if work.startswith("bert"):
+    if WORKS[work].kind != "gpt":
         chosen = [name for name in chosen if not name.startswith(("torch", "megatron"))]
     return chosen
 
@@ -123,6 +127,24 @@ def row(
         f"| {1e3 * cpu:,.0f} | {rate} | {ratios[0]} | {ratios[1]} | {share} | {peak / 1e6:,.0f} "
         f"| {above / 1e6:,.0f} |"
     )
+
+
+def plot(work: Work, answers: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Bars of the median tokens/s with the least and the most of all repeats."""
+    from matplotlib.figure import Figure
+
+    tokens = work.batch_size * work.seq_length
+    rates = [[tokens / answer["seconds"] for answer in rounds] for rounds in answers.values()]
+    middle = [statistics.median(rate) for rate in rates]
+    spread = [[m - min(rate), max(rate) - m] for m, rate in zip(middle, rates, strict=True)]
+    figure = Figure(figsize=(8, 1 + 0.35 * len(answers)), layout="constrained")
+    axes = figure.subplots()
+    colors = ["tab:blue" if name.startswith(OURS) else "tab:gray" for name in answers]
+    axes.barh(list(answers), middle, xerr=list(zip(*spread, strict=True)), color=colors, capsize=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("tokens/s")
+    axes.set_title(f"{work.kind}, {work.seq_length} tokens x {work.batch_size}, {work.precision}")
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

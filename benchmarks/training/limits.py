@@ -22,8 +22,11 @@ def products(work: Work) -> list[tuple[int, int, int, int]]:
     """
     tokens, width = work.seq_length * work.batch_size, work.hidden_size
     vocabulary = -(-work.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-    predicted = tokens if work.kind == "gpt" else len(batch(work, 0)["masked_positions"])
-    layer = [(width, 3 * width), (width, width), (width, 4 * width), (4 * width, width)]
+    predicted = len(batch(work, 0)["masked_positions"]) if work.kind == "bert" else tokens
+    wide = work.ffn_hidden_size
+    layer = [(width, 3 * width), (width, width), (width, wide), (wide, width)]
+    if work.kind == "llama":
+        layer[2] = (width, 2 * wide)
     return [(work.num_layers, tokens, *shape) for shape in layer] + [(1, predicted, width, vocabulary)]
 
 

@@ -27,6 +27,11 @@ from pretrain.parallel.zero import Engine
 from pretrain.run_directory import claim_run_directory
 from pretrain.stop import StopSignals
 
+LLAMA = {
+    "position_embedding_type": "rope", "normalization": "RMSNorm", "swiglu": True, "add_bias_linear": False,
+    "untie_embeddings_and_output_weights": True,
+}  # fmt: skip
+
 
 def bare_model(work: Work, rounds: Rounds) -> None:
     """Our model in the same plain loop as the peers."""
@@ -106,10 +111,12 @@ def run_config(work: Work, run_dir: str, tp: int, zero_stage: int, ranks: int) -
     data = {
         "run_dir": run_dir,
         "model": {
-            "kind": work.kind, "vocab_size": work.vocab_size, "num_layers": work.num_layers,
-            "hidden_size": work.hidden_size, "ffn_hidden_size": work.ffn_hidden_size,
+            "kind": "bert" if work.kind == "bert" else "gpt", "vocab_size": work.vocab_size,
+            "num_layers": work.num_layers, "hidden_size": work.hidden_size,
+            "ffn_hidden_size": work.ffn_hidden_size,
             "num_attention_heads": work.num_attention_heads, "max_position_embeddings": work.seq_length,
             "hidden_dropout": 0.0, "attention_dropout": 0.0,
+            **(LLAMA if work.kind == "llama" else {}),
         },
         "batch": {
             "micro_batch_size": work.batch_size * tp // ranks, "global_batch_size": work.batch_size,

@@ -69,11 +69,8 @@ def plain_loop(work: Work, rounds: Rounds, model: nn.Module, loss_of: Loss, arit
 
 
 def transformers_model(work: Work, rounds: Rounds, arithmetic: str, compiled: bool) -> None:
-    """GPT2LMHeadModel or BertForPreTraining with its SDPA attention."""
-    if work.kind == "gpt":
-        model, loss_of = _gpt2(work)
-    else:
-        model, loss_of = _bert(work)
+    """GPT2LMHeadModel, LlamaForCausalLM or BertForPreTraining with its SDPA attention."""
+    model, loss_of = {"gpt": _gpt2, "llama": _llama, "bert": _bert}[work.kind](work)
     if compiled:
         model.compile()
     plain_loop(work, rounds, model, loss_of, arithmetic)
@@ -97,7 +94,22 @@ def _gpt2(work: Work) -> tuple[nn.Module, Loss]:
         bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     config._attn_implementation = "sdpa"
-    model = GPT2LMHeadModel(config)
+    return _causal(GPT2LMHeadModel(config))
+
+
+def _llama(work: Work) -> tuple[nn.Module, Loss]:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=work.vocab_size, hidden_size=work.hidden_size, intermediate_size=work.ffn_hidden_size,
+        num_hidden_layers=work.num_layers, num_attention_heads=work.num_attention_heads,
+        max_position_embeddings=work.seq_length, use_cache=False, tie_word_embeddings=False,
+    )  # fmt: skip
+    config._attn_implementation = "sdpa"
+    return _causal(LlamaForCausalLM(config))
+
+
+def _causal(model: Any) -> tuple[nn.Module, Loss]:
     return model, lambda b: model(b["tokens"], shift_labels=b["labels"], labels=b["labels"]).loss
 
 

@@ -54,12 +54,21 @@ class Candidate:
             answers[0][key] = sum(answer[key] for answer in answers)
         return answers[0]
 
+    def wait_until_ready(self) -> None:
+        """Return when all ranks are about to begin their first step."""
+        for process in self._processes:
+            self._line(process, "ready")
+
     def _answer(self, process: subprocess.Popen[str]) -> dict[str, Any]:
+        answer: dict[str, Any] = json.loads(self._line(process, "round "))
+        return answer
+
+    def _line(self, process: subprocess.Popen[str], beginning: str) -> str:
+        """The rest of the next line with this beginning."""
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("round "):
-                answer: dict[str, Any] = json.loads(line[6:])
-                return answer
+            if line.startswith(beginning):
+                return line.removeprefix(beginning)
         self._log.seek(0)
         raise SystemExit(f"{self.name} ended with code {process.wait()}:\n{self._log.read()[-3000:]}")
 

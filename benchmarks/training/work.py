@@ -34,13 +34,15 @@ class Work:
 
     @property
     def ffn_hidden_size(self) -> int:
-        """Width inside the MLP."""
-        return 4 * self.hidden_size
+        """Width inside the MLP; with a gate two thirds of it, rounded up to a multiple of 32."""
+        return 4 * self.hidden_size if self.kind != "llama" else -(-self.hidden_size * 8 // 3 // 32) * 32
 
 
 WORKS = {
     "gpt": Work("gpt", 512, 4, 32_000),
     "gpt-fp32": Work("gpt", 512, 4, 32_000, precision="fp32"),
+    "llama": Work("llama", 512, 4, 32_000),
+    "llama-fp32": Work("llama", 512, 4, 32_000, precision="fp32"),
     "update": Work("gpt", 512, 4, 32_000, update_only=True),
     "update-fp32": Work("gpt", 512, 4, 32_000, precision="fp32", update_only=True),
     "bert-128": Work("bert", 128, 16, 30_522),
@@ -55,7 +57,7 @@ def batch(work: Work, step: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([17, step])
     shape = (work.batch_size, work.seq_length)
     tokens = rng.integers(6, work.vocab_size, (shape[0], shape[1] + 1))
-    if work.kind == "gpt":
+    if work.kind != "bert":
         inputs, labels = tokens[:, :-1].copy(), tokens[:, 1:].copy()
         return {"tokens": inputs, "labels": labels, "loss_mask": np.ones(shape, np.float32)}
     lengths = sample_lengths(rng, work)
@@ -89,8 +91,8 @@ def sample_lengths(rng: np.random.Generator, work: Work) -> np.ndarray:
 class Rounds:
     """Steps in rounds that the driver asks for, one line each over stdin and stdout.
 
-    The driver writes the number of steps of the next round; the answer is a line of JSON. A closed stdin ends
-    the candidate.
+    A candidate says "ready" before its first step. The driver writes the number of steps of the next round;
+    the answer is a line of JSON. A closed stdin ends the candidate.
     """
 
     def __init__(self) -> None:
@@ -105,7 +107,9 @@ class Rounds:
     def another(self) -> bool:
         """To be called before every step; False when there are no more."""
         if self._left == 0:
-            if self._started is not None:
+            if self._started is None:
+                print("ready", flush=True)
+            else:
                 self._report(time.perf_counter() - self._started)
             line = sys.stdin.readline()
             if not line:

@@ -4,7 +4,7 @@ As in torch's kernel, scores, softmax and sums of products are fp32 and probabil
 before they meet the values. The probabilities are kept for the backward pass, so memory grows with the square
 of the sequence; hence `MAX_LENGTH`. benchmarks/LOG.md has the figures.
 
-Legend: S seq_length, B micro-batch, N heads of this rank, D head size.
+Legend: S seq_length, B micro-batch, N heads and G query groups of this rank, D head size.
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ def suits(query: Tensor, key: Tensor, dropout: float) -> bool:
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
-        and query.shape == key.shape
-        and query.shape[0] <= MAX_LENGTH
+        and query.shape[0] == key.shape[0] <= MAX_LENGTH
         and dropout == 0.0
     )
 
@@ -40,14 +39,17 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
 
     Args:
         query: [S, B, N, D].
-        key: [S, B, N, D].
-        value: [S, B, N, D].
+        key: [S, B, G, D]; N / G neighbouring queries share one key and value.
+        value: [S, B, G, D].
         mask: [B, 1, 1, S] or [B, 1, S, S] bool, True = may be attended to; None = all.
         causal: Whether a query sees no key behind its own place.
 
     Returns:
         [S, B, N * D].
     """
+    shared_by = query.shape[2] // key.shape[2]
+    if shared_by > 1:
+        key, value = (x.repeat_interleave(shared_by, dim=2) for x in (key, value))
     out: Tensor = _Attention.apply(query, key, value, mask, causal)  # type: ignore[no-untyped-call]
     return out
 

@@ -73,12 +73,31 @@ def test_its_gradients_are_no_worse_than_torchs() -> None:
     assert errors[0] <= 1.1 * errors[1]
 
 
+def test_grouped_queries_share_keys_and_values() -> None:
+    generator = torch.Generator().manual_seed(3)
+    query = torch.randn(100, BATCH, 4, 16, generator=generator).to(torch.bfloat16).requires_grad_()
+    key, value = (
+        torch.randn(100, BATCH, 2, 16, generator=generator).to(torch.bfloat16).requires_grad_() for _ in "kv"
+    )
+    assert suits(query, key, dropout=0.0)
+    q, k, v = exact = [x.detach().double().requires_grad_() for x in (query, key, value)]
+    context = F.scaled_dot_product_attention(
+        *(x.permute(1, 2, 0, 3) for x in (q, k, v)), is_causal=True, enable_gqa=True
+    )
+    want = context.permute(2, 0, 1, 3).flatten(2)
+    ours = attend(query, key, value, None, causal=True)
+    weights = torch.randn(ours.shape, generator=generator).to(torch.bfloat16)
+    mine = (ours, *torch.autograd.grad(ours, (query, key, value), weights))
+    true = (want, *torch.autograd.grad(want, exact, weights.double()))
+    for one, other in zip(mine, true, strict=True):
+        assert (one.double() - other).norm() < ROUNDING * other.norm()
+
+
 def test_what_it_does_not_suit_is_left_to_torch() -> None:
     query = torch.zeros(MAX_LENGTH, 1, 4, 8, dtype=torch.bfloat16)
     assert suits(query, query, dropout=0.0)
     assert not suits(query, query, dropout=0.1)
     assert not suits(query.float(), query.float(), dropout=0.0)
-    assert not suits(query, query[:, :, :2], dropout=0.0)  # grouped queries
     longer = torch.zeros(MAX_LENGTH + 1, 1, 4, 8, dtype=torch.bfloat16)
     assert not suits(longer, longer, dropout=0.0)
     assert not suits(query[:1], query, dropout=0.0)  # generation with a cache
