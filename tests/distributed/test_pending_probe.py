@@ -33,9 +33,11 @@ def pool() -> Iterator[RankPool]:
         yield two
 
 
-def settings(corpus: Path, run_dir: Path, layout: Layout, dropout: float = 0.0) -> dict[str, Any]:
+def settings(
+    corpus: Path, run_dir: Path, layout: Layout, dropout: float = 0.0, kind: str = "gpt"
+) -> dict[str, Any]:
     model = {"hidden_dropout": dropout, "attention_dropout": dropout}
-    config: dict[str, Any] = tiny_config("gpt", layout, str(run_dir), model=model).model_dump(mode="json")
+    config: dict[str, Any] = tiny_config(kind, layout, str(run_dir), model=model).model_dump(mode="json")
     config["data"] = {"corpora": [{"name": "corpus", "path": str(corpus)}]}
     config["checkpoint"] = {"save_interval": SAVE_INTERVAL, "keep_last": 9}
     config["training"] = {"train_steps": STEPS, "log_interval": 1}
@@ -110,14 +112,17 @@ def test_a_save_takes_its_probe_from_the_next_step(
     assert trajectory(tmp_path / "run") == whole and probes(tmp_path / "run") == saved
 
 
+@pytest.mark.parametrize("kind", ["gpt", "bert", "llama"])
 def test_another_layout_computes_the_loss_that_a_step_had(
-    pool: RankPool, corpus: Path, tmp_path: Path
+    pool: RankPool, corpus: Path, tmp_path: Path, kind: str
 ) -> None:
     run_dir = tmp_path / "run"
-    assert pool.run(f"{__name__}:watched", config=settings(corpus, run_dir, Layout(1, 3)))[0]["code"] == 0
+    config = settings(corpus, run_dir, Layout(1, 3), kind=kind)
+    assert pool.run(f"{__name__}:watched", config=config)[0]["code"] == 0
     shutil.rmtree(run_dir / "checkpoints" / "step-00000006")
     before, saved = trajectory(run_dir), probes(run_dir)
-    found = pool.run(f"{__name__}:watched", config=settings(corpus, run_dir, Layout(2, 1)), first_step=5)
+    config = settings(corpus, run_dir, Layout(2, 1), kind=kind)
+    found = pool.run(f"{__name__}:watched", config=config, first_step=5)
     assert [(rank["code"], rank["extra"]) for rank in found] == [(0, 2)] * 2
     losses = [row["loss"] for row in trajectory(run_dir)]
     assert losses == pytest.approx([row["loss"] for row in before], rel=1e-5)
