@@ -17,59 +17,19 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
-from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor, nn
 
 from pretrain.config.deepspeed import deepspeed_config, running_stage
 from pretrain.config.schema import JobConfig
-from pretrain.parallel.cpu_deepspeed import adapt_to_cpu
 from pretrain.parallel.loss_scale import LossScale
+from pretrain.parallel.model_parallel_unit import ModelParallelUnit
 from pretrain.parallel.partial_gradients import reduce_partial_gradients
 from pretrain.parallel.pending_reads import PendingReads
 from pretrain.parallel.rng import seed_step
 from pretrain.parallel.topology import Topology
-
-
-class ModelParallelUnit:
-    """What DeepSpeed calls `mpu`: group, size and rank under the names that it looks for.
-
-    megatron-core's own parallel_state does not fit: it lacks get_model_parallel_world_size.
-    """
-
-    def __init__(self, topology: Topology) -> None:
-        self._topology = topology
-
-    def get_model_parallel_group(self) -> dist.ProcessGroup:
-        """Ranks that hold the slices of one model."""
-        return self._topology.tensor_model_parallel_group
-
-    def get_model_parallel_world_size(self) -> int:
-        """Tensor-parallel size."""
-        return self._topology.tensor_model_parallel_size
-
-    def get_model_parallel_rank(self) -> int:
-        """Tensor-parallel rank."""
-        return self._topology.tensor_model_parallel_rank
-
-    get_tensor_model_parallel_group = get_model_parallel_group
-    get_tensor_model_parallel_world_size = get_model_parallel_world_size
-    get_tensor_model_parallel_rank = get_model_parallel_rank
-
-    def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """Ranks that hold the same slice."""
-        return self._topology.data_parallel_group
-
-    def get_data_parallel_group_ranks(self) -> list[int]:
-        """Global ranks of the data-parallel group."""
-        return dist.get_process_group_ranks(self._topology.data_parallel_group)
-
-    def get_data_parallel_world_size(self) -> int:
-        """Data-parallel size."""
-        return self._topology.data_parallel_size
-
-    def get_data_parallel_rank(self) -> int:
-        """Data-parallel rank."""
-        return self._topology.data_parallel_rank
+from pretrain.parallel.weight_gather import gather_partitions
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +56,7 @@ class Engine:
     ) -> None:
         _quiet_deepspeed()
         if topology.device.type == "cpu":
-            adapt_to_cpu()
+            _adapt_to_cpu()
         self.config = config
         self.topology = topology
         self.model = model
@@ -236,7 +196,7 @@ def _take_over_reduction(engine: Any, zero_stage: int, alone: bool) -> bool:
     Its bf16 optimizer has them in flat fp32 tensors, which can be summed as they are; a lone rank has nothing
     to sum at stage 0.
     """
-    flat = isinstance(engine.optimizer, BF16_Optimizer)
+    flat = isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer)
     if (flat and (alone or engine.communication_data_type == torch.float32)) or (zero_stage == 0 and alone):
         engine.enable_backward_allreduce = False
         return True
@@ -289,6 +249,15 @@ def _forget_models() -> None:
             cell.cell_contents.cache_clear()
 
 
+def _adapt_to_cpu() -> None:
+    # The shared-memory reducer would be compiled at first use, a minute; gloo reduces as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Without AVX512-FP16 DeepSpeed refuses fp16; torch computes it all the same, slowly.
+    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
+    for module in (bf16_optimizer, stage_1_and_2):
+        module.all_gather_dp_groups = gather_partitions
+
+
 def _quiet_deepspeed() -> None:
     """DeepSpeed logs every step of its set-up; warnings and errors stay.
 
@@ -296,4 +265,4 @@ def _quiet_deepspeed() -> None:
     """
     log = logging.getLogger("DeepSpeed")
     log.setLevel(logging.WARNING)
-    deepspeed.runtime.bf16_optimizer.see_memory_usage = lambda message, force=False: log.info(message)
+    bf16_optimizer.see_memory_usage = lambda message, force=False: log.info(message)

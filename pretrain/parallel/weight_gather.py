@@ -1,25 +1,12 @@
-"""What DeepSpeed 0.19.8 needs to run well on CPU ranks over gloo."""
+"""Gathering the weights that each data-parallel rank has updated."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import deepspeed
 import torch.distributed as dist
-from deepspeed.runtime import bf16_optimizer
-from deepspeed.runtime.zero import stage_1_and_2
 from torch import Tensor
-
-
-def adapt_to_cpu() -> None:
-    """To be called before an engine is built; calling it again changes nothing."""
-    # The shared-memory reducer would be compiled at first use, a minute; gloo reduces as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Without AVX512-FP16 DeepSpeed refuses fp16; torch computes it all the same, slowly.
-    deepspeed.accelerator.get_accelerator().is_fp16_supported = lambda: True
-    for module in (bf16_optimizer, stage_1_and_2):
-        module.all_gather_dp_groups = gather_partitions
 
 
 def gather_partitions(
@@ -29,7 +16,9 @@ def gather_partitions(
     *_sizes: Any,
     **_named: Any,
 ) -> None:
-    """`all_gather_dp_groups` by sends and receives into place; gloo's own takes 2.5 to 4 times as long.
+    """DeepSpeed's `all_gather_dp_groups` by sends and receives into place.
+
+    gloo's own all-gather takes 2.5 to 5 times as long (benchmarks/LOG.md).
 
     Args:
         groups_flat: The flat weights of each parameter group; unused, its partitions are views of it.
