@@ -158,11 +158,10 @@ def test_a_second_interrupt_ends_hanging_ranks(start, tmp_path):
     launcher = start(2, FAKE_RANK="hang")
     for rank in range(2):
         wait_for("ready", lambda rank=rank: log_of(tmp_path, rank))
-    launcher.send_signal(signal.SIGINT)
-    launcher.send_signal(signal.SIGINT)
-    # Two pending signals of one kind can arrive as one.
-    time.sleep(0.2)
-    launcher.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while launcher.poll() is None and time.monotonic() < deadline:
+        launcher.send_signal(signal.SIGINT)  # signals of one kind that are pending together arrive as one
+        time.sleep(0.2)
     _, err = launcher.communicate(timeout=WAIT_SECONDS)
     assert launcher.returncode == 128 + signal.SIGINT
     assert "ended by SIGINT before the ranks could save" in err
