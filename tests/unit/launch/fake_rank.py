@@ -44,7 +44,7 @@ def main() -> int:
         return 75
     if behaviour == "hang":
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+            signal.signal(number, lambda number, _: os.write(1, b"ignores signal %d\n" % number))
         print(f"rank {rank} ready, pid {os.getpid()}", flush=True)
         time.sleep(60)
     if behaviour == "progress":
