@@ -24,8 +24,8 @@ from pretrain.step import MicroBatch, mean_loss, to_device
 
 PROBE = "probe.safetensors"
 PENDING_SECONDS = 600.0
-"""How long a checkpoint that is on the disk waits for its probe, while a step hangs or waits for data; then
-it gets its name without one."""
+"""How long a complete checkpoint waits for its probe, while a step hangs or waits for data; then it stays
+without one."""
 BOUNDS = {"fp32": 1e-4, "bf16": 2e-3, "fp16": 2e-3}
 """Largest relative difference of the loss, by precision. Sums in another order give 1e-7 in fp32 and 2e-5 to
 5e-4 in bf16 (docs/layouts.md); a parameter in the wrong place gives far more."""
@@ -74,6 +74,11 @@ class Probe:
     def close(self) -> None:
         """Do without, if nothing was offered."""
         self._there.set()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether nothing is to be waited for."""
+        return self._there.is_set()
 
     def wait(self) -> tuple[float, bytes] | None:
         """The loss and what PROBE holds, when they are there; None if they do not come or are not finite."""

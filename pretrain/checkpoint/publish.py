@@ -1,8 +1,9 @@
 """From the shares that all ranks wrote to a checkpoint with its name.
 
 Every rank writes its share into a hidden directory and leaves a note when it is on the disk. The main rank
-waits for all notes and for the probe, adds them, config, copies and, last, the manifest, and renames the
-directory. Nobody else waits, no collective is needed: all of this can happen while training goes on.
+waits for all notes, adds config, copies and, last, the manifest, and renames the directory; a probe that
+comes later is added then. Nobody else waits, no collective is needed: all of this can happen while training
+goes on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from pretrain.checkpoint.manifest import (
     checkpoints_directory,
     list_checkpoints,
     list_set_aside,
+    read_manifest,
     step_directory,
     step_of,
     write_manifest,
@@ -86,7 +88,8 @@ def publish(
 ) -> Path:
     """Complete a checkpoint on the main rank and give it its name; then remove those no longer kept.
 
-    Waits for the notes of all ranks, then for the probe.
+    Waits for the notes of all ranks. A probe that is not there yet is waited for when the checkpoint has its
+    name, and added.
 
     Args:
         snapshot: of the main rank.
@@ -98,13 +101,15 @@ def publish(
     Raises:
         OSError, CheckpointWriteError: It was not written; what there was of it is removed.
     """
+    probe, late = snapshot.probe, False
     try:
         notes = _await_notes(staging, snapshot.place.world_size, given_up)
         files = {name: found for note in notes for name, found in note["files"].items()}
         manifest = snapshot.manifest | {"fingerprints": add_up(note["fingerprints"] for note in notes)}
         contents = dict(snapshot.contents)
-        if snapshot.probe and (probe := snapshot.probe.wait()):
-            manifest["probe_loss"], contents[PROBE] = probe
+        late = probe is not None and not probe.is_there
+        if probe and not late and (found := probe.wait()):
+            manifest["probe_loss"], contents[PROBE] = found
         for path in staging.glob("*.note"):
             path.unlink()
         check()
@@ -120,7 +125,19 @@ def publish(
         raise
     fault("save.published")
     prune(snapshot.run_dir, final, keep.keep_last, keep.keep_every)
+    if probe and late and (found := probe.wait()):
+        add_probe(final, *found)
     return final
+
+
+def add_probe(directory: Path, loss: float, content: bytes) -> None:
+    """Add the probe to a complete checkpoint; a process that dies here leaves it complete, too."""
+    (directory / PROBE).write_bytes(content)
+    flush(directory / PROBE)
+    fault("save.probe")
+    manifest = read_manifest(directory)
+    files = {**manifest["files"], PROBE: fingerprint(directory / PROBE)}
+    write_manifest(directory, {**manifest, "files": files, "probe_loss": loss})
 
 
 def complete(

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from pretrain import saving
 from pretrain.checkpoint import probe as probing
+from pretrain.checkpoint import publish as publishing
 from pretrain.checkpoint import writer as writing
 from pretrain.checkpoint.manifest import read_manifest, step_directory, verify
 from pretrain.checkpoint.probe import PROBE, Probe, trains_as_it_evaluates
@@ -63,16 +64,42 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return tokens
 
 
-def test_a_checkpoint_has_no_name_before_its_probe(tmp_path: Path, computed: list[int]) -> None:
+def test_a_checkpoint_is_complete_before_its_probe(tmp_path: Path, computed: list[int]) -> None:
     probe = Probe(batch(1))
     writer = start(tmp_path, probe)
-    time.sleep(0.3)
-    assert writer.writing and not step_directory(tmp_path, 3).exists()
+    wait_for_name(tmp_path)
+    assert verify(step_directory(tmp_path, 3)) == [] and written(tmp_path) == (None, None)
+    assert writer.writing  # a second save, and the end of the job, wait for the probe
     probe.offer(batch(2), 2.25)
     end(writer)
+    assert verify(step_directory(tmp_path, 3)) == []
     probe.offer(batch(3), 3.25)
     probe.settle(None)  # type: ignore[arg-type]
     assert written(tmp_path) == (2.25, 2) and computed == []
+
+
+def test_a_death_between_probe_and_manifest_leaves_a_checkpoint_without_a_probe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(point: str) -> None:
+        if point == "save.probe":
+            raise OSError("dead")
+
+    monkeypatch.setattr(publishing, "fault", die)
+    probe = Probe(batch(1))
+    writer = start(tmp_path, probe)
+    wait_for_name(tmp_path)
+    probe.offer(batch(2), 2.25)
+    writer.wait(10.0)
+    assert writer.failed
+    assert verify(step_directory(tmp_path, 3)) == []
+    assert "probe_loss" not in read_manifest(step_directory(tmp_path, 3))
+
+
+def wait_for_name(run_dir: Path) -> None:
+    deadline = time.monotonic() + 60.0
+    while not step_directory(run_dir, 3).exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def test_what_was_offered_first_stays(computed: list[int]) -> None:
