@@ -90,8 +90,9 @@ def model_state_bytes(
 def activation_bytes(config: RunConfig) -> int:
     """Activations of one micro-batch on one rank, and what the vocabulary projection takes on top of them.
 
-    The term of the attention scores is absent because scaled_dot_product_attention does not store them. With
-    full recompute each layer keeps its input, 2*s*b*h, and one layer at a time is whole.
+    The term of the attention scores is absent because scaled_dot_product_attention does not store them; what
+    `pretrain.models.cpu_attention` keeps on CPU in bf16 is not counted. With full recompute each layer keeps
+    its input, 2*s*b*h, and one layer at a time is whole.
     """
     model, batch, tensor_ranks = config.model, config.batch, config.parallel.tensor_model_parallel_size
     positions = batch.micro_batch_size * batch.seq_length

@@ -1,4 +1,4 @@
-"""Core attention on torch's scaled_dot_product_attention; megatron-core's own needs CUDA."""
+"""Core attention: torch's scaled_dot_product_attention, or ours on CPU; megatron-core's own needs CUDA."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class SdpaCoreAttention(torch.nn.Module):
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
         dropout = self.dropout if self.training else 0.0
-        if cpu_attention.suits(query, key, dropout):
+        if cpu_attention.suits(query, key, attention_mask, dropout):
             causal = self.causal and attention_mask is None
             return cpu_attention.attend(query, key, value, attention_mask, causal)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, S, D]

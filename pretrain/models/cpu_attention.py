@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 MAX_LENGTH = 1024
 """Sequences that are longer take torch's kernel: faster there, and its memory grows with the length only."""
@@ -24,12 +25,13 @@ _SCORES = 2**21
 """Scores at a time, 8 MB in fp32: they stay in the cache."""
 
 
-def suits(query: Tensor, key: Tensor, dropout: float) -> bool:
-    """Whether `attend` may be called."""
+def suits(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float) -> bool:
+    """Whether `attend` may be called; with a mask for each query torch's kernel is as fast."""
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
         and query.shape[0] == key.shape[0] <= MAX_LENGTH
+        and (mask is None or mask.shape[2] == 1)
         and dropout == 0.0
     )
 
@@ -41,7 +43,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
         query: [S, B, N, D].
         key: [S, B, G, D]; N / G neighbouring queries share one key and value.
         value: [S, B, G, D].
-        mask: [B, 1, 1, S] or [B, 1, S, S] bool, True = may be attended to; None = all.
+        mask: [B, 1, 1, S] bool, True = may be attended to; None = all. Where nothing may be, the mean of all
+            values comes out.
         causal: Whether a query sees no key behind its own place.
 
     Returns:
@@ -50,38 +53,42 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     shared_by = query.shape[2] // key.shape[2]
     if shared_by > 1:
         key, value = (x.repeat_interleave(shared_by, dim=2) for x in (key, value))
-    out: Tensor = _Attention.apply(query, key, value, mask, causal)  # type: ignore[no-untyped-call]
+    manner = causal, torch.is_grad_enabled()
+    out: Tensor = _Attention.apply(query, key, value, mask, manner)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, manner: tuple[bool, bool]
     ) -> Tensor:
+        causal, with_gradients = manner
         seq_length, batch, heads, size = query.shape
         q, k, v = (_by_head(x) for x in (query, key, value))
         out, kept = torch.empty_like(q), []
         if mask is not None:
             bias = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
-            bias = bias.expand(batch, heads, -1, seq_length).flatten(0, 1)
+            bias = bias.expand(batch, heads, 1, seq_length).flatten(0, 1)
         behind = torch.full((_ROWS, _ROWS), -torch.inf).triu_(1)
         scaled_q, k_fp32 = q.float().mul_(1 / math.sqrt(size)), k.float()
         for some, rows, keys in _blocks(len(q), seq_length, causal):
             scores = torch.bmm(scaled_q[some, rows], k_fp32[some, keys].transpose(1, 2))
             if mask is not None:
-                scores += bias[some, rows if bias.shape[1] > 1 else slice(None), keys]
+                scores += bias[some, :, keys]
             if causal:
                 height = rows.stop - rows.start
                 scores[..., rows.start :] += behind[:height, :height]
             probabilities = torch.softmax(scores, dim=-1, out=scores).to(q.dtype)
             out[some, rows] = torch.bmm(probabilities, v[some, keys])
-            kept.append(probabilities)
+            if with_gradients:
+                kept.append(probabilities)
         ctx.causal, ctx.shape = causal, query.shape
         ctx.save_for_backward(q, k, v, *kept)
         return _by_place(out, query.shape).flatten(2)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, *kept = ctx.saved_tensors
         seq_length, size = ctx.shape[0], ctx.shape[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -58,9 +59,12 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next tensor instead of giving it back to the kernel.
 
     Otherwise every large activation is mapped anew in every step, and the kernel clears 100,000 pages a step:
-    a tenth to a sixth of a step on CPU (benchmarks/LOG.md). The process stays as large as it once was. Other
-    C libraries are left as they are.
+    a tenth to a fifth of a step on CPU (benchmarks/LOG.md). The process stays as large as it once was. Other
+    C libraries, and what the user has set (MALLOC_*, tunables of maps and trimming), stay as they are.
     """
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if any(name.startswith("MALLOC_") for name in os.environ) or re.search("mmap_|trim_", tunables):
+        return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, -1)):

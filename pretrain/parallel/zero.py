@@ -1,6 +1,6 @@
 """The DeepSpeed engine: ZeRO over the data-parallel ranks of a tensor-parallel model.
 
-The traps of deepspeed 0.19.8 with megatron-core 0.16.1 are handled here and nowhere else:
+The traps of deepspeed 0.19.8 with megatron-core 0.16.1 are handled here and in the modules used here:
 DeepSpeed divides gradients by the data-parallel size and losses by the accumulation steps, while our losses
 are already divided by the global number of targets; it computes no gradient norm at stage 0 in fp32.
 """
@@ -99,8 +99,8 @@ class Engine:
     def backward(self, loss: Tensor) -> None:
         """Accumulate gradients of a loss that is this rank's share of the global mean.
 
-        DeepSpeed averages over data-parallel ranks; multiplying by their number makes it the sum that the
-        share needs.
+        Where DeepSpeed averages over data-parallel ranks, multiplying by their number makes it the sum that
+        the share needs; where gradients are summed here (`_take_over_reduction`), nothing is to be undone.
         """
         averaged_over = 1 if self._summed_here else self.topology.data_parallel_size
         self.deepspeed.backward(loss * averaged_over, scale_wrt_gas=False)

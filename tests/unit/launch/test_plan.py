@@ -75,7 +75,9 @@ def test_what_the_user_has_set_stays():
 
 
 def test_without_a_gpu_deepspeed_is_told_so():
-    assert rank_environment({}, cores=1, ranks_per_host=1, has_accelerator=False)["DS_ACCELERATOR"] == "cpu"
+    env = rank_environment({}, cores=1, ranks_per_host=1, has_accelerator=False)
+    assert env["DS_ACCELERATOR"] == "cpu" and env["GLIBC_TUNABLES"] == "glibc.malloc.hugetlb=1"
+    assert "GLIBC_TUNABLES" not in rank_environment({}, cores=1, ranks_per_host=1, has_accelerator=True)
 
 
 @pytest.mark.parametrize(
