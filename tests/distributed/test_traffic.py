@@ -72,3 +72,12 @@ def test_bytes_are_those_that_ranks_exchange(ranks: RankPool, kind: str, layout:
     for name, operation in OPERATIONS.items():
         # Left out: norms, counts, losses; with sequence parallelism the gradients of what is not split.
         assert seen[name, 2] == pytest.approx(expected[operation], rel=0.02, abs=25_000), operation
+
+
+def test_gradients_travel_in_the_type_that_the_user_chooses(ranks: RankPool) -> None:
+    """In fp32 we sum them where they are; in another type DeepSpeed does."""
+    config = configured("gpt", Laid(tp=1, dp=2, zero=1, precision="bf16"))
+    halved = config.model_copy(update={"deepspeed": {"communication_data_type": "bf16"}})
+    task = "tests.support.traffic:traffic_of_a_step"
+    in_fp32, in_bf16 = (ranks.run(task, config=one)[0]["allreduce", 2] for one in (config, halved))
+    assert in_fp32 == pytest.approx(2 * in_bf16, rel=0.02)
