@@ -13,6 +13,10 @@ def main(work_name: str, name: str) -> None:
     run = CANDIDATES[name]
     work = WORKS[work_name]
     import_of(name)
+    if name.endswith(KEPT_MEMORY):
+        from pretrain.parallel.device import keep_freed_memory
+
+        keep_freed_memory()
     run(work, Rounds())
 
 
@@ -37,18 +41,12 @@ def transformers_peer(arithmetic: str, compiled: bool = False) -> Callable[[Work
     return run
 
 
-def plain_peer(
-    arithmetic: str, compiled: bool = False, kept_memory: bool = False
-) -> Callable[[Work, Rounds], None]:
-    """The plain torch GPT; with `kept_memory` it allocates as our ranks do."""
+def plain_peer(arithmetic: str, compiled: bool = False) -> Callable[[Work, Rounds], None]:
+    """The plain torch GPT."""
 
     def run(work: Work, rounds: Rounds) -> None:
         from benchmarks.training.peers import plain_gpt
 
-        if kept_memory:
-            from pretrain.parallel.device import keep_freed_memory
-
-            keep_freed_memory()
         plain_gpt(work, rounds, arithmetic, compiled)
 
     return run
@@ -80,6 +78,7 @@ def ours(tp: int = 1, zero_stage: int = 1) -> Callable[[Work, Rounds], None]:
 
 
 KEPT_MEMORY = ", kept memory"
+"""At the end of a name: it allocates as our ranks do."""
 
 CANDIDATES: dict[str, Callable[[Work, Rounds], None]] = {
     "transformers amp": transformers_peer("amp"),
@@ -88,7 +87,7 @@ CANDIDATES: dict[str, Callable[[Work, Rounds], None]] = {
     "torch amp": plain_peer("amp"),
     "torch bf16": plain_peer("bf16"),
     "torch bf16 compiled": plain_peer("bf16", compiled=True),
-    "torch bf16 compiled" + KEPT_MEMORY: plain_peer("bf16", compiled=True, kept_memory=True),
+    "torch bf16 compiled" + KEPT_MEMORY: plain_peer("bf16", compiled=True),
     "transformers fp32": transformers_peer("fp32"),
     "transformers fp32 compiled": transformers_peer("fp32", compiled=True),
     "torch fp32": plain_peer("fp32"),

@@ -101,14 +101,12 @@ def publish(
     Raises:
         OSError, CheckpointWriteError: It was not written; what there was of it is removed.
     """
-    probe, late = snapshot.probe, False
+    probe, contents = snapshot.probe, dict(snapshot.contents)
     try:
         notes = _await_notes(staging, snapshot.place.world_size, given_up)
         files = {name: found for note in notes for name, found in note["files"].items()}
         manifest = snapshot.manifest | {"fingerprints": add_up(note["fingerprints"] for note in notes)}
-        contents = dict(snapshot.contents)
-        late = probe is not None and not probe.is_there
-        if probe and not late and (found := probe.wait()):
+        if probe and probe.is_there and (found := probe.wait()):
             manifest["probe_loss"], contents[PROBE] = found
         for path in staging.glob("*.note"):
             path.unlink()
@@ -125,7 +123,7 @@ def publish(
         raise
     fault("save.published")
     prune(snapshot.run_dir, final, keep.keep_last, keep.keep_every)
-    if probe and late and (found := probe.wait()):
+    if probe and PROBE not in contents and (found := probe.wait()):
         add_probe(final, *found)
     return final
 

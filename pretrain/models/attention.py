@@ -62,20 +62,20 @@ class SdpaCoreAttention(torch.nn.Module):
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
         dropout = self.dropout if self.training else 0.0
+        causal = self.causal and attention_mask is None
         if cpu_attention.suits(query, key, attention_mask, dropout):
-            causal = self.causal and attention_mask is None
             return cpu_attention.attend(query, key, value, attention_mask, causal)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, S, D]
         if dropout > 0.0 and self.own_stream:
             with get_cuda_rng_tracker().fork():
-                context = self._attend(q, k, v, attention_mask, dropout)
+                context = _attend(q, k, v, attention_mask, causal, dropout)
         else:
-            context = self._attend(q, k, v, attention_mask, dropout)
+            context = _attend(q, k, v, attention_mask, causal, dropout)
         seq_length, batch = query.shape[:2]
         return context.permute(2, 0, 1, 3).reshape(seq_length, batch, -1)
 
-    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
-        causal = self.causal and mask is None
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
-        )
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
+    )

@@ -158,13 +158,14 @@ class _ProjectedLoss(torch.autograd.Function):
         gradients = _Gradients(hidden, weight, bias) if with_gradients else None
         for rows in _split(len(hidden), weight.shape[0], CHUNK_ELEMENTS):
             logits = F.linear(hidden[rows], weight, bias)
-            chosen = _chosen(logits, labels[rows], part)
+            index, mine = _local(labels[rows], part, logits.shape[1])
+            chosen = logits.gather(1, index).squeeze(1).float() * mine  # 0 where another rank has it
             normalizers = None
             if part.group is not None or gradients is None:
                 normalizers, chosen = _statistics(logits, chosen, part)
             if gradients is not None:
-                here = labels[rows], loss_weights[rows]
-                normalizers = _logits_to_gradient(logits, here, part, normalizers)
+                here = index, mine, loss_weights[rows]
+                normalizers = _logits_to_gradient(logits, here, part.real, normalizers)
                 gradients.add(rows, logits, hidden[rows], weight)
             assert normalizers is not None
             loss += torch.dot(normalizers - chosen, loss_weights[rows])
@@ -213,12 +214,6 @@ def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     return scaled
 
 
-def _chosen(logits: Tensor, labels: Tensor, part: VocabularySlice) -> Tensor:
-    """[N] fp32, the label's logit; 0 where another rank has it."""
-    index, mine = _local(labels, part, logits.shape[1])
-    return logits.gather(1, index).squeeze(1).float() * mine
-
-
 def _statistics(logits: Tensor, chosen: Tensor, part: VocabularySlice) -> tuple[Tensor, Tensor]:
     """[N] fp32 each: log-sum-exp over the whole vocabulary, and the label's logit; equal on all ranks."""
     normalizers = torch.empty(len(logits), device=logits.device)
@@ -234,18 +229,17 @@ def _statistics(logits: Tensor, chosen: Tensor, part: VocabularySlice) -> tuple[
 
 
 def _logits_to_gradient(
-    logits: Tensor, targets: tuple[Tensor, Tensor], part: VocabularySlice, normalizers: Tensor | None
+    logits: Tensor, targets: tuple[Tensor, Tensor, Tensor], real: int, normalizers: Tensor | None
 ) -> Tensor:
     """Overwrite logits by weight x (probability - one at the label), and return the normalizers.
 
     They come from `_statistics`, or are None where this rank has the whole vocabulary: then they are found on
     the way, which spares a pass.
     """
-    labels, loss_weights = targets
-    index, mine = _local(labels, part, logits.shape[1])
+    index, mine, loss_weights = targets
     found = torch.empty(len(logits), device=logits.device) if normalizers is None else normalizers
     for rows, block in _blocks_in_fp32(logits):
-        block[:, part.real :] = -torch.inf
+        block[:, real:] = -torch.inf
         if normalizers is None:
             largest = block.amax(1)
             torch.softmax(block, dim=1, out=block)

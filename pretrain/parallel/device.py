@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import random as megatron_random
 
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
+
 
 def compute_device() -> torch.device:
     """The device of this rank: cuda:LOCAL_RANK, or cpu where CUDA is absent or DS_ACCELERATOR=cpu."""
@@ -28,9 +30,6 @@ def compute_device() -> torch.device:
 def backend(device: torch.device) -> str:
     """Name of the collective backend for a device."""
     return "nccl" if device.type == "cuda" else "gloo"
-
-
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 class CpuRngTracker(megatron_random.CudaRNGStatesTracker):  # type: ignore[misc]
