@@ -14,6 +14,7 @@ import pytest
 from pretrain import saving
 from pretrain.checkpoint import CheckpointError
 from pretrain.stop import StopFile, StopSignals
+from tests.support.saving import job_that_saves
 
 SCRIPT = """
 import os, signal, sys, time
@@ -105,16 +106,7 @@ def test_the_end_saves_what_is_not_saved(
     monkeypatch.setattr(saving, "take_snapshot", lambda engine, config, trainer, *_: saved.append(trainer))
     writer = SimpleNamespace(start=print, settle=lambda: None, take_written=lambda: None)
     monkeypatch.setattr(saving, "CheckpointWriter", lambda *_: writer)
-    nothing = SimpleNamespace(state_dict=dict, enter=lambda *_: None, stalled=lambda *_: None)
-    job = SimpleNamespace(
-        config=SimpleNamespace(checkpoint=SimpleNamespace(async_save=True)),
-        claim=SimpleNamespace(attempt="now", check=lambda: None),
-        stream=SimpleNamespace(consumed_samples=0, state_dict=dict),
-        topology=SimpleNamespace(is_main=True),
-        watchdog=nothing,
-        engine=None,
-        extra_files={},
-    )
+    job, nothing = job_that_saves(SimpleNamespace(checkpoint=SimpleNamespace(async_save=True)))
     saving.Saves(job, nothing, nothing, saving.Position(*resumed)).finish(saving.Position(*ended))
     assert [(trainer["step"], trainer["evaluation_due"]) for trainer in saved] == [ended] * saves
 

@@ -23,6 +23,7 @@ from pretrain.checkpoint.probe import PROBE, Probe, trains_as_it_evaluates
 from pretrain.checkpoint.writer import CheckpointWriter
 from pretrain.config.schema import CheckpointConfig
 from pretrain.saving import Position, Saves
+from tests.support.saving import job_that_saves
 from tests.support.training import Layout, tiny_config
 from tests.unit.pretrain.test_checkpoint_writing import snapshot
 
@@ -166,10 +167,6 @@ def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Save
         return dataclasses.replace(snapshot(Path(config.run_dir), trainer["step"]), probe=probe)
 
     monkeypatch.setattr(saving, "take_snapshot", take)
-    said: list[str] = []
-    nothing = SimpleNamespace(
-        state_dict=dict, enter=lambda *_: None, stalled=lambda *_: None, say=said.append
-    )
 
     def make(dropout: float = 0.0, async_save: bool = True) -> Saves:
         config = tiny_config(
@@ -179,16 +176,7 @@ def saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Save
             model={"hidden_dropout": dropout},
             checkpoint={"async_save": async_save, "keep_last": 9},
         )
-        job = SimpleNamespace(
-            config=config,
-            claim=SimpleNamespace(attempt="now", check=lambda: None),
-            stream=SimpleNamespace(consumed_samples=0, state_dict=dict),
-            topology=SimpleNamespace(is_main=True),
-            watchdog=nothing,
-            engine=None,
-            extra_files={},
-            ledger=None,
-        )
+        job, nothing = job_that_saves(config)
         return Saves(job, nothing, nothing, Position(0))  # type: ignore[arg-type]
 
     return make
