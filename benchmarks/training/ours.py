@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.training.peers import plain_loop
@@ -19,7 +21,7 @@ from pretrain.config.schema import RunConfig
 from pretrain.job import Job
 from pretrain.loop import run
 from pretrain.models import build_model
-from pretrain.models.transformer import gelu_tanh, gpt_block_spec, transformer_config
+from pretrain.models.transformer import gpt_block_spec, transformer_config
 from pretrain.optimizer import build_optimizer
 from pretrain.parallel.rng import seed_initialization
 from pretrain.parallel.topology import initialize_topology
@@ -70,7 +72,7 @@ def megatron_core(work: Work, rounds: Rounds) -> None:
     model_settings: Any = run_settings.model
     config = transformer_config(
         model_settings, precision=work.precision, tensor_model_parallel_size=1, recompute="none",
-        activation_func=gelu_tanh,
+        activation_func=partial(F.gelu, approximate="tanh"),
     )  # fmt: skip
     model = GPTModel(
         config, gpt_block_spec(config), vocab_size=padded_vocab_size(model_settings),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,17 +12,14 @@ from megatron.core.transformer.attention import SelfAttentionSubmodules
 from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
 
 from pretrain.config.derive import query_groups
 from pretrain.config.model import GPTModelConfig, ModelSection
 from pretrain.models.attention import SdpaCoreAttention
+from pretrain.models.gelu import gelu_tanh
 from pretrain.models.norm import norm_class
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-gelu_tanh: Callable[[Tensor], Tensor] = partial(F.gelu, approximate="tanh")
-"""The GELU of GPT-2 (Hendrycks & Gimpel, 2016, tanh form)."""
 
 
 def transformer_config(

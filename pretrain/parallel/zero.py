@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from pretrain.config.deepspeed import deepspeed_config, running_stage
 from pretrain.config.schema import JobConfig
+from pretrain.parallel.flat_gradients import FlatGradients
 from pretrain.parallel.loss_scale import LossScale
 from pretrain.parallel.model_parallel_unit import ModelParallelUnit
 from pretrain.parallel.partial_gradients import reduce_partial_gradients
@@ -75,7 +76,10 @@ class Engine:
             dist_init_required=None,
         )
         alone = topology.data_parallel_size == 1
-        self._summed_here = _take_over_reduction(self.deepspeed, self.zero_stage, alone)
+        self._flat_gradients = _flat_gradients(self.deepspeed, alone)
+        self._summed_here = bool(self._flat_gradients) or (alone and self.zero_stage == 0)
+        if self._summed_here:
+            self.deepspeed.enable_backward_allreduce = False
         seed_step(config.seed, 0, topology)  # an evaluation before the first step enters the streams too
         self.loss_scale = LossScale(self.deepspeed.optimizer, config.precision)
         if self.deepspeed.dp_world_size != topology.data_parallel_size:
@@ -100,15 +104,14 @@ class Engine:
         """Accumulate gradients of a loss that is this rank's share of the global mean.
 
         Where DeepSpeed averages over data-parallel ranks, multiplying by their number makes it the sum that
-        the share needs; where gradients are summed here (`_take_over_reduction`), nothing is to be undone.
+        the share needs; where gradients are summed here (`_summed_here`), nothing is to be undone.
         """
         averaged_over = 1 if self._summed_here else self.topology.data_parallel_size
         self.deepspeed.backward(loss * averaged_over, scale_wrt_gas=False)
         self._micro_batches_left -= 1
         self._at_boundary = self._micro_batches_left == 0
-        if self._at_boundary and self._summed_here and self.topology.data_parallel_size > 1:
-            for gradients in self.deepspeed.optimizer.fp32_groups_gradients_flat:
-                dist.all_reduce(gradients, group=self.topology.data_parallel_group)
+        if self._at_boundary and self._flat_gradients:
+            self._flat_gradients.sum_over(self.topology.data_parallel_group)
         if not self._at_boundary:
             self.deepspeed.step()  # counts the micro-batch; no update
 
@@ -190,17 +193,12 @@ class Engine:
         return norm
 
 
-def _take_over_reduction(engine: Any, zero_stage: int, alone: bool) -> bool:
-    """Whether we sum gradients instead of DeepSpeed, which would copy all of them there and back.
-
-    Its bf16 optimizer has them in flat fp32 tensors, which can be summed as they are; a lone rank has nothing
-    to sum at stage 0.
-    """
-    flat = isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer)
-    if (flat and (alone or engine.communication_data_type == torch.float32)) or (zero_stage == 0 and alone):
-        engine.enable_backward_allreduce = False
-        return True
-    return False
+def _flat_gradients(engine: Any, alone: bool) -> FlatGradients | None:
+    """Those of DeepSpeed's bf16 optimizer, to be summed by us; None where another type is to be summed."""
+    if not isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer):
+        return None
+    in_fp32 = engine.communication_data_type == torch.float32
+    return FlatGradients(engine.optimizer) if alone or in_fp32 else None
 
 
 @contextmanager
