@@ -1,4 +1,4 @@
-"""`headwater evaluate`: scores of a finetuned checkpoint on labelled rows, with its errors."""
+"""`headwater evaluate`: scores of a finetuned checkpoint on labelled rows, or of a GPT on lm-eval's tasks."""
 
 from __future__ import annotations
 
@@ -6,31 +6,44 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.arguments import add_model_arguments
+from finetune.arguments import add_model_arguments, positive
 
 EXAMPLES = """examples:
   headwater evaluate --checkpoint runs/finetune-classification
   headwater evaluate --checkpoint runs/sentiment --data test.csv --column text=review --out scores
 
+  headwater evaluate --checkpoint runs/gpt-tiny --lm-eval lambada_openai hellaswag --limit 100 --out scores
+  headwater evaluate --checkpoint runs/gpt-tiny --lm-eval my_task --lm-eval-path DIR
+
 --out gets metrics.json, errors.jsonl (the worst answers) and, for one label a row, confusion.png.
+--lm-eval is for GPTs of any kind and needs the extra `harness`; --out gets its results as metrics.json.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `headwater evaluate`; prints one score a line and returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="headwater evaluate",
-        description="Score a finetuned checkpoint on labelled rows, in one process.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_model_arguments(parser)
-    parser.add_argument("--data", type=Path, metavar="FILE", help="default: the run's own data.validation")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report here, too")
+    """Run `headwater evaluate`; prints the scores and returns the exit code."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
-    for line in evaluate(
-        arguments.checkpoint, arguments.data, arguments.out, arguments.batch_size, arguments.column
-    ):
+    if arguments.lm_eval is None:
+        if arguments.lm_eval_path is not None or arguments.limit is not None:
+            parser.error("--lm-eval-path and --limit belong to --lm-eval")
+        lines = evaluate(
+            arguments.checkpoint, arguments.data, arguments.out, arguments.batch_size, arguments.column
+        )
+    else:
+        if arguments.data is not None or arguments.column:
+            parser.error("tasks of --lm-eval bring their data: leave --data and --column out")
+        from finetune.harness import run_harness
+
+        lines = run_harness(
+            arguments.checkpoint,
+            arguments.lm_eval,
+            arguments.lm_eval_path,
+            arguments.limit,
+            arguments.out,
+            arguments.batch_size,
+        )
+    for line in lines:
         print(line)
     return 0
 
@@ -69,3 +82,26 @@ def evaluate(
             written = write_report(out, task, finetuned.labels, rows, evaluation)
             told.append(f"written: {', '.join(str(path) for path in written)}")
     return told
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="headwater evaluate",
+        description="Score a finetuned checkpoint on labelled rows, or a GPT on lm-eval tasks, "
+        "in one process.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_model_arguments(parser)
+    parser.add_argument("--data", type=Path, metavar="FILE", help="default: the run's own data.validation")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write the report here, too")
+    parser.add_argument(
+        "--lm-eval", nargs="+", metavar="TASK", help="names or patterns of lm-eval's tasks, for a GPT"
+    )
+    parser.add_argument(
+        "--lm-eval-path", type=Path, metavar="DIR", help="YAML files of further tasks for --lm-eval"
+    )
+    parser.add_argument(
+        "--limit", type=positive, metavar="N", help="rows of each task of --lm-eval; default: all"
+    )
+    return parser

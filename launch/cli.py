@@ -26,7 +26,10 @@ GROUPS: dict[str, tuple[str, str]] = {
     "parity": ("pretrain.parity.command", "prove a config's layouts equal to one rank, on CPU"),
     "checkpoints": ("pretrain.checkpoint.command", "list, verify and show what a run has saved"),
     "finetune": ("finetune.train", "train a checkpoint further for a task"),
-    "evaluate": ("finetune.evaluate", "score a finetuned checkpoint on labelled rows"),
+    "evaluate": (
+        "finetune.evaluate",
+        "score a finetuned checkpoint on labelled rows, or a GPT on lm-eval's tasks",
+    ),
     "predict": ("finetune.predict", "answer rows with a finetuned checkpoint"),
     "embed": ("finetune.embed", "sentence embeddings of texts from a BERT checkpoint"),
     "explain": ("finetune.explain", "what an answer rests on: token attributions and attention, as a page"),
@@ -42,7 +45,10 @@ RUN_COMMANDS = {"trace": "pretrain.data.trace", "audit": "pretrain.data.audit"}
 
 OWN_PACKAGES = ("data_tools", "finetune", "launch", "pretrain")
 EXTRAS = {
+    "accelerate": "harness",
     "captum": "explain",
+    "lm_eval": "harness",
+    "peft": "harness",
     "seqeval": "finetune",
     "sklearn": "finetune",
     "tokenizers": "hf",
