@@ -16,7 +16,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.arguments import positive
+from finetune.arguments import add_checkpoint
+from pretrain.config.arguments import positive_int
 
 if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.writing import Writer
@@ -42,14 +43,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, required=True, help="run or checkpoint directory")
+    add_checkpoint(parser)
     add("--texts", type=Path, metavar="FILE", help="training texts: jsonl, csv, tsv or parquet")
     add("--canaries", type=Path, metavar="FILE", help="planted secrets, in such a table, too")
     add("--out", type=Path, required=True, metavar="FILE", help="JSON to write; must not exist")
-    add("--prefix", type=positive, default=32, metavar="N", help="tokens given; default: 32")
-    add("--suffix", type=positive, default=32, metavar="N", help="tokens wanted; default: 32")
-    add("--candidates", type=positive, default=1000, metavar="N", help="other secrets; default: 1000")
-    add("--batch-size", type=positive, default=16, metavar="N", help="default: 16")
+    add("--prefix", type=positive_int, default=32, metavar="N", help="tokens given; default: 32")
+    add("--suffix", type=positive_int, default=32, metavar="N", help="tokens wanted; default: 32")
+    add("--candidates", type=positive_int, default=1000, metavar="N", help="other secrets; default: 1000")
+    add("--batch-size", type=positive_int, default=16, metavar="N", help="default: 16")
     arguments = parser.parse_args(argv)
     if arguments.texts is None and arguments.canaries is None:
         parser.error("give --texts, --canaries or both")

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from finetune.arguments import positive
+from finetune.arguments import add_checkpoint
+from pretrain.config.arguments import positive_int
 
 if TYPE_CHECKING:  # the command line answers without loading torch
     import numpy as np
@@ -34,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="run directory (newest checkpoint) or step directory"
-    )
+    add_checkpoint(parser)
     parser.add_argument("--input", type=Path, required=True, help="jsonl, csv, tsv or parquet")
     parser.add_argument("--out", type=Path, required=True, help="JSON lines to write; must not exist")
     parser.add_argument("--text", default="text", metavar="COLUMN", help="column of the text; default: text")
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="mean of all tokens (default) or the first one",
     )
     parser.add_argument("--normalize", action="store_true", help="vectors of length 1, for cosine similarity")
-    parser.add_argument("--batch-size", type=positive, default=32, metavar="N", help="default: 32")
+    parser.add_argument("--batch-size", type=positive_int, default=32, metavar="N", help="default: 32")
     arguments = parser.parse_args(argv)
     count = _write(arguments)
     print(f"{count} vectors in {arguments.out}")

@@ -6,7 +6,8 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from finetune.arguments import add_model_arguments, positive
+from finetune.arguments import add_model_arguments
+from pretrain.config.arguments import positive_int
 
 EXAMPLES = """examples:
   headwater evaluate --checkpoint runs/finetune-classification
@@ -102,6 +103,6 @@ def _parser() -> argparse.ArgumentParser:
         "--lm-eval-path", type=Path, metavar="DIR", help="YAML files of further tasks for --lm-eval"
     )
     parser.add_argument(
-        "--limit", type=positive, metavar="N", help="rows of each task of --lm-eval; default: all"
+        "--limit", type=positive_int, metavar="N", help="rows of each task of --lm-eval; default: all"
     )
     return parser

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune.arguments import positive
+from finetune.arguments import add_checkpoint
+from pretrain.config.arguments import positive_int
 
 if TYPE_CHECKING:  # the command line answers without loading torch
     import numpy as np
@@ -70,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint directory")
+    add_checkpoint(parser)
     parser.add_argument("--text", required=True)
     parser.add_argument("--text-pair", help="the second text of a task on pairs")
     parser.add_argument("--label", help="explain this one; default: the most probable")
     parser.add_argument(
-        "--steps", type=positive, default=STEPS, metavar="N", help=f"of the integral; default: {STEPS}"
+        "--steps", type=positive_int, default=STEPS, metavar="N", help=f"of the integral; default: {STEPS}"
     )
     parser.add_argument("--out", type=Path, required=True, help="HTML to write; must not exist")
     arguments = parser.parse_args(argv)

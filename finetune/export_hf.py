@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune.arguments import add_checkpoint
+
 if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.kinds import Kind
     from finetune.source import Source
@@ -38,9 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="run directory (newest checkpoint) or step directory"
-    )
+    add_checkpoint(parser)
     parser.add_argument("--out", type=Path, required=True, help="directory to write; must not exist")
     parser.add_argument(
         "--max-shard-size",

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune.arguments import positive
+from finetune.arguments import add_checkpoint
+from pretrain.config.arguments import positive_int
 
 if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.sampling import SamplingOptions
@@ -148,15 +149,15 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, help="run or checkpoint directory")
+    add_checkpoint(parser)
     prompt = parser.add_mutually_exclusive_group(required=True)
     prompt.add_argument("--prompt", help="text to continue")
     prompt.add_argument("--prompts", type=Path, metavar="FILE", help="many, in jsonl, csv, tsv or parquet")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON lines for --prompts; must not exist")
     parser.add_argument(
-        "--batch-size", type=positive, default=8, metavar="N", help="of --prompts; default: 8"
+        "--batch-size", type=positive_int, default=8, metavar="N", help="of --prompts; default: 8"
     )
-    parser.add_argument("--max-new-tokens", type=positive, default=50, metavar="N", help="default: 50")
+    parser.add_argument("--max-new-tokens", type=positive_int, default=50, metavar="N", help="default: 50")
     parser.add_argument(
         "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
     )

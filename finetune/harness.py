@@ -131,7 +131,7 @@ def load_tasks(names: Sequence[str], directory: Path | None) -> tuple[Any, list[
             first = (str(error).splitlines() or [""])[0]
             raise DataError(
                 f"--lm-eval {name}: lm-eval cannot load the task or its data set "
-                f"({type(error).__name__}: {first}); data sets of the Hub need a network, or a copy downloaded before"
+                f"({type(error).__name__}: {first}); those of the Hub need a network, or an earlier copy"
             ) from error
     return manager, found
 
