@@ -1,7 +1,7 @@
 """One benchmark after the other: `python -m benchmarks [NAME ...]`, or `make bench`.
 
 Each prints markdown, which goes to `--out` as well, with a plot of the training steps. The machine should
-have nothing else to do. What needs a model or packages from elsewhere is left out: see benchmarks/README.md.
+have nothing else to do. `prepare` and `finetuning` download their text and model.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ SUITE: dict[str, list[str]] = {
     "startup": ["benchmarks.training.startup"],
     "checkpoints": ["benchmarks.checkpoints"],
     "data": ["benchmarks.data_loading"],
+    "prepare": ["benchmarks.prepare_speed", "--every", "4"],
+    "finetuning": ["benchmarks.finetune_speed"],
 }
 
 

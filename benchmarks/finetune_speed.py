@@ -1,11 +1,11 @@
 """Finetuning next to transformers' Trainer, and generation with and without the cache.
 
-    python -m benchmarks.finetune_speed --hf MODEL --data runs/finetune-tasks/data --out runs/finetune-speed
+    python -m benchmarks.finetune_speed
 
-`--hf` is a BERT in Hugging Face's format, such as all-MiniLM-L6-v2; the task is the classification of
-docstrings in `benchmarks.finetune_tasks`. Both have the same rows, batch size, learning rates, weight decay,
-clipping, dropout and fp32, and take turns; seconds are those of the training loop after start-up, with one
-checkpoint (weights and optimizer) at its end. Needs accelerate. Five minutes on two cores.
+`--hf` is a BERT in Hugging Face's format, by default all-MiniLM-L6-v2, which is downloaded; the task is to
+tell which package a docstring of this Python is from. Both have the same rows, batch size, learning rates,
+weight decay, clipping, dropout and fp32, and take turns; seconds are those of the training loop after
+start-up, with one checkpoint (weights and optimizer) at its end. Needs accelerate. Five minutes on two cores.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from benchmarks.finetuning.minilm import fetch
 from benchmarks.machine import describe
+from data_tools.python_corpus import build_python_corpus
 
 RESULT = "=== result"
 """What a worker prints before its answer."""
@@ -51,9 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--hf", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="directory for runs and results")
+    parser.add_argument("--hf", type=Path, help="another BERT")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/finetune-speed"), help="directory of the runs (%(default)s)"
+    )
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=("train", "generate"))
     args = parser.parse_args(argv)
@@ -68,17 +71,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_all(args: argparse.Namespace) -> str:
     """Six runs in turn; the table."""
-    rows = (args.data / "python" / "classification" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    build_python_corpus(args.out / "python")
+    tables = args.out / "python" / "classification"
+    rows = (tables / "train.jsonl").read_text(encoding="utf-8").splitlines()
     train = args.out / "train.jsonl"
     train.write_text("\n".join(rows[: SETTINGS["rows"]]) + "\n", encoding="utf-8")
     found: dict[str, list[dict[str, float]]] = {name: [] for name in TRAINERS}
     for seed in SEEDS:
         for name in TRAINERS:
             wanted = SETTINGS | {
-                "hf": str(args.hf),
+                "hf": str(args.hf or fetch(args.out)),
                 "out": str(args.out),
                 "train": str(train),
-                "validation": str(args.data / "python" / "classification" / "validation.jsonl"),
+                "validation": str(tables / "validation.jsonl"),
                 "seed": seed,
                 "threads": args.threads,
             }

