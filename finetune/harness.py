@@ -58,11 +58,26 @@ def run_harness(
     """
     # What is missing is named before anything is read.
     import lm_eval.models.huggingface  # noqa: F401
-    import torch
-    from lm_eval.utils import make_table
 
     source = require_text_gpt(checkpoint)
     manager, loaded = load_tasks(tasks, task_directory)
+    results, told = _scored(source, (manager, loaded), limit, batch_size)
+    lines = [*_tables(results), *told[:-1], f"lm-eval {lm_eval.__version__}, {source}"]
+    if out is not None:
+        origin = {"limit": limit, "checkpoint": str(source), "lm_eval_version": lm_eval.__version__}
+        _write(out / METRICS, results, origin)
+        lines.append(f"written: {out / METRICS}")
+    return lines
+
+
+def _scored(
+    source: Path, tasks: tuple[Any, list[Any]], limit: int | None, batch_size: int
+) -> tuple[dict[str, Any], list[str]]:
+    """What lm-eval returns for the exported model, and what the export told."""
+    import lm_eval
+    import torch
+
+    manager, loaded = tasks
     with tempfile.TemporaryDirectory(prefix="headwater-lm-eval-") as directory:
         exported = Path(directory) / "model"
         told = export(source, exported)
@@ -77,15 +92,21 @@ def run_harness(
                 limit=limit,
                 log_samples=False,
             )
+    return results, told
+
+
+def _write(path: Path, results: dict[str, Any], origin: dict[str, Any]) -> None:
+    kept = {name: results[name] for name in KEPT if name in results} | origin
+    write_file(path, json.dumps(kept, indent=2, default=str).encode() + b"\n")
+
+
+def _tables(results: dict[str, Any]) -> list[str]:
+    """lm-eval's tables of tasks and groups, line by line."""
+    from lm_eval.utils import make_table
+
     lines = [*make_table(results).strip().splitlines()]
     if results.get("groups"):
         lines += ["", *make_table(results, "groups").strip().splitlines()]
-    lines += [*told[:-1], f"lm-eval {lm_eval.__version__}, {source}"]
-    if out is not None:
-        kept = {name: results[name] for name in KEPT if name in results}
-        kept |= {"limit": limit, "checkpoint": str(source), "lm_eval_version": lm_eval.__version__}
-        write_file(out / METRICS, json.dumps(kept, indent=2, default=str).encode() + b"\n")
-        lines.append(f"written: {out / METRICS}")
     return lines
 
 

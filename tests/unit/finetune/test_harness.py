@@ -102,6 +102,7 @@ def rolling(model, tokenizer, text, context):
     return total, len(tokens)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["gpt", "llama"])
 def test_scores_are_those_of_plain_loglikelihoods(kind, runs, tasks, tmp_path, capsys):
     pytest.importorskip("lm_eval")
@@ -141,6 +142,7 @@ def test_scores_are_those_of_plain_loglikelihoods(kind, runs, tasks, tmp_path, c
     assert math.log(found["word_perplexity,none"]) == pytest.approx(-total / count, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_limit_and_what_cannot_be_loaded(runs, tasks, tmp_path, capsys, monkeypatch):
     pytest.importorskip("lm_eval")
     limited = words(runs / "gpt", "--lm-eval", "tiny_choice", "--lm-eval-path", tasks, "--limit", "2")
