@@ -163,11 +163,3 @@ def test_config_problems_name_the_key(config):
         load_finetune_config(config, ["pretraned=x"])
     with pytest.raises(ConfigError, match="global_batch_size"):
         load_finetune_config(config, ["batch.global_batch_size=6"], world_size=1)
-
-
-def test_the_shipped_config_loads():
-    from pathlib import Path
-
-    shipped = Path(__file__).parents[3] / "configs" / "finetune"
-    for path in shipped.glob("*.yaml"):
-        load_finetune_config(path, world_size=2)
