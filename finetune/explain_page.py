@@ -8,7 +8,12 @@ import json
 
 import numpy as np
 
-from finetune.explain import Explanation
+from finetune.explain import Attribution, Explanation
+
+ATTRIBUTION = """<p>Green tokens raise the output <b>{output}</b>, red ones lower it: integrated gradients,
+against a text of {empty}. Their sum is {total:.4f}, off by {error:.1e}.</p>
+<p>{tokens}</p>
+"""
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>headwater explain</title><style>
@@ -16,12 +21,10 @@ body {{ font: 16px sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1
 .token {{ padding: 2px 3px; margin: 1px; border-radius: 3px; display: inline-block; white-space: pre; }}
 canvas {{ border: 1px solid #ccc; }} #cell {{ font-family: monospace; }}
 </style></head><body>
-<h1>{output}</h1>
+<h1>{title}</h1>
 <p>The model's answer: <code>{answer}</code></p>
 <h2>What it rests on</h2>
-<p>Green tokens raise the output <b>{output}</b>, red ones lower it: integrated gradients, against a text of
-[PAD]. Their sum is {total:.4f}, off by {error:.1e}.</p>
-<p>{tokens}</p>
+{attributions}
 <h2>Attention</h2>
 <p>layer <select id="layer"></select> head <select id="head"></select> <span id="cell">&nbsp;</span></p>
 <canvas id="map" width="600" height="600"></canvas>
@@ -52,21 +55,30 @@ def page(found: Explanation) -> str:
 
     Attention is kept in steps of 1/255, a byte each: layers * heads * tokens^2 of them.
     """
-    strongest = max(float(abs(found.attributions).max()), 1e-12)
-    spans = []
-    for token, value in zip(found.tokens, found.attributions, strict=True):
-        color = "40, 160, 60" if value > 0 else "210, 50, 40"
-        style = f"background: rgba({color}, {abs(value) / strongest:.3f})"
-        spans.append(f'<span class="token" style="{style}" title="{value:.4f}">{html.escape(token)}</span>')
     layers, heads = found.attention.shape[:2]
     steps = np.rint(found.attention * 255).astype(np.uint8)
     attention = base64.b64encode(steps.tobytes()).decode()
     data = {"tokens": found.tokens, "layers": layers, "heads": heads, "attention": attention}
     return PAGE.format(
-        output=html.escape(found.output),
+        title=html.escape(", ".join(one.output for one in found.attributions)),
         answer=html.escape(json.dumps(found.answer, ensure_ascii=False)),
-        total=float(found.attributions.sum()),
-        error=found.error,
-        tokens="".join(spans),
+        attributions="".join(_colored(one, found) for one in found.attributions),
         data=json.dumps(data).replace("<", "\\u003c"),
+    )
+
+
+def _colored(one: Attribution, found: Explanation) -> str:
+    """The tokens, each as strongly coloured as its share is large."""
+    strongest = max(float(abs(one.values).max()), 1e-12)
+    spans = []
+    for token, value in zip(found.tokens, one.values, strict=True):
+        color = "40, 160, 60" if value > 0 else "210, 50, 40"
+        style = f"background: rgba({color}, {abs(value) / strongest:.3f})"
+        spans.append(f'<span class="token" style="{style}" title="{value:.4f}">{html.escape(token)}</span>')
+    return ATTRIBUTION.format(
+        output=html.escape(one.output),
+        empty=found.empty,
+        total=float(one.values.sum()),
+        error=one.error,
+        tokens="".join(spans),
     )

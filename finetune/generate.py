@@ -8,13 +8,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from finetune.arguments import add_checkpoint
 from pretrain.config.arguments import positive_int
 
 if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.sampling import SamplingOptions
+    from finetune.text import TextCodec
     from finetune.writing import Writer, WritingOptions
 
 EXAMPLES = """examples:
@@ -122,11 +123,24 @@ def open_writer(checkpoint: Path) -> Iterator[Writer]:
         CheckpointError: No usable checkpoint.
         ConfigError: Not a GPT.
     """
+    from finetune.writing import Writer
+
+    with open_gpt(checkpoint) as (model, codec):
+        yield Writer(model, codec)
+
+
+@contextmanager
+def open_gpt(checkpoint: Path) -> Iterator[tuple[Any, TextCodec]]:
+    """A GPT, whole, in fp32 and without dropout, with its tokenizer, for as long as the block runs.
+
+    Raises:
+        CheckpointError: No usable checkpoint.
+        ConfigError: Not a GPT.
+    """
     from finetune.kinds import build
     from finetune.single_rank import single_rank
     from finetune.source import read_source
     from finetune.text import open_text_codec
-    from finetune.writing import Writer
     from pretrain.checkpoint import load_parameters
     from pretrain.config import ConfigError
 
@@ -139,7 +153,7 @@ def open_writer(checkpoint: Path) -> Iterator[Writer]:
         model = build(source.architecture)
         load_parameters(model, source.parameters, topology)
         model.to(topology.device).eval()
-        yield Writer(model, open_text_codec(source.directory, source.architecture.model.vocab_size))
+        yield model, open_text_codec(source.directory, source.architecture.model.vocab_size)
 
 
 def _parser() -> argparse.ArgumentParser:
