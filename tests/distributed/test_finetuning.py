@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 
+from finetune.predict import predict
 from finetune.train import main as finetune_alone
 from pretrain.checkpoint import find_checkpoint, read_parameters
 from tests.support.ranks import RankPool
@@ -89,6 +90,41 @@ def test_a_checkpoint_of_another_layout_starts_and_goes_on(models, pool, tmp_pat
     ]
     assert finetune_alone(["--config", str(config), *words]) == 0
     assert json.loads((second / "results.json").read_text())["loss"] < wanted["loss"]
+
+
+def test_pretrained_weights_of_any_layout_give_the_same_scores_and_answers(models, pool, tmp_path):
+    """The same weights, saved whole, in tensor-parallel halves and in ZeRO 3 parts."""
+    config = write_config(tmp_path, models, "classification")
+    saved = {"whole": models / "bert"}
+    for tp, zero_stage in [(2, 1), (1, 3)]:
+        run_dir = saved[f"tp{tp}-zero{zero_stage}"] = tmp_path / f"bert-tp{tp}-zero{zero_stage}"
+        for told in pool.run(
+            "tests.support.finetuning:resave",
+            source=str(models / "bert"),
+            run_dir=str(run_dir),
+            tp=tp,
+            zero_stage=zero_stage,
+        ):
+            layout = told["topology"]
+            assert (layout["tensor_model_parallel_size"], layout["zero_stage"]) == (tp, zero_stage)
+            assert len([name for name in told["files"] if name.endswith(".safetensors")]) > 1
+        before, after = read(models / "bert"), read(run_dir)
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[name], after[name]) for name in before)
+    found = {}
+    for name, pretrained in saved.items():
+        run_dir = tmp_path / f"from-{name}"
+        words = [
+            word
+            for text in (*SHORT, f"run_dir={run_dir}", f"pretrained={pretrained}")
+            for word in ("--set", text)
+        ]
+        assert finetune_alone(["--config", str(config), *words]) == 0
+        answers = tmp_path / f"{name}.jsonl"
+        predict(run_dir, tmp_path / "validation.jsonl", answers, 8)
+        found[name] = scores(json.loads((run_dir / "results.json").read_text())), answers.read_text()
+    assert found["whole"][0]["loss"] > 0 and len(found["whole"][1].splitlines()) == 37
+    assert found["tp2-zero1"] == found["tp1-zero3"] == found["whole"]
 
 
 @pytest.mark.slow
