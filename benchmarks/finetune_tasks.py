@@ -30,8 +30,8 @@ from benchmarks.machine import describe
 HEADWATER = (sys.executable, "-m", "launch.cli")
 SEEDS = (1, 2, 3)
 STARTS = ("pretrained", "random")
-WHOLE = ("teacher", "untaught")
-"""The whole network again with STUDENT_STEPS, from pretrained and from random weights."""
+LABELLED = 256
+"""Rows whose labels teachers and students without one have; a taught student has the texts of all rows."""
 STUDENTS = ("distilled", "alone")
 """One layer from random weights, with the teacher of the same seed, and without."""
 STUDENT_STEPS = 300
@@ -79,8 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         print(report(args.out, [task]), flush=True)
     if "classification" in tasks:
-        wholes = product(SEEDS, WHOLE)
-        side_by_side(args.parallel, [whole(args.out, data, pretrained, name, n) for n, name in wholes])
+        side_by_side(args.parallel, [teacher(args.out, data, pretrained, n) for n in SEEDS])
         students = product(SEEDS, STUDENTS)
         side_by_side(args.parallel, [student(args.out, data, pretrained, name, n) for n, name in students])
         print(report_students(args.out))
@@ -118,22 +117,32 @@ def side_by_side(count: int, configs: Sequence[dict[str, Any]]) -> None:
             pass
 
 
-def whole(out: Path, data: Path, pretrained: Path, name: str, seed: int) -> dict[str, Any]:
-    """Config of a classifier with all layers that is trained as long as the students."""
-    config = settings(out, data, pretrained, "classification", (name, seed))
-    training = config["training"] | {"train_steps": STUDENT_STEPS}
-    return config | {"from_scratch": name == "untaught", "training": training}
+def teacher(out: Path, data: Path, pretrained: Path, seed: int) -> dict[str, Any]:
+    """Config of the whole pretrained network, trained on few labels."""
+    config = settings(out, data, pretrained, "classification", ("teacher", seed))
+    few = out / f"classification-{LABELLED}.jsonl"
+    rows = rows_of(data, "classification", "train").read_text(encoding="utf-8").splitlines(keepends=True)
+    few.write_text("".join(rows[:LABELLED]), encoding="utf-8")
+    return config | {"data": config["data"] | {"train": str(few)}}
 
 
 def student(out: Path, data: Path, pretrained: Path, name: str, seed: int) -> dict[str, Any]:
-    """Config of a classifier of half the layers from random weights, with a teacher or without."""
-    config = settings(out, data, pretrained, "classification", (name, seed))
-    teacher = _run_dir(out, "classification", "teacher", seed)
-    large = yaml.safe_load((teacher / "config.yaml").read_text(encoding="utf-8"))["model"]
-    config |= {"from_scratch": True, "model": large | {"num_layers": large["num_layers"] // 2}}
-    config["training"] = config["training"] | {"train_steps": STUDENT_STEPS}
+    """Config of a classifier of half the layers from random weights, with a teacher or without.
+
+    Alone it has the teacher's rows; with the teacher it has the texts of all rows, and no label counts.
+    """
+    config = teacher(out, data, pretrained, seed)
+    taught_by = config["run_dir"]
+    large = yaml.safe_load((Path(taught_by) / "config.yaml").read_text(encoding="utf-8"))["model"]
+    config |= {
+        "run_dir": str(_run_dir(out, "classification", name, seed)),
+        "from_scratch": True,
+        "model": large | {"num_layers": large["num_layers"] // 2},
+        "training": config["training"] | {"train_steps": STUDENT_STEPS},
+    }
     if name == "distilled":
-        config["distillation"] = {"teacher": str(teacher), "logits_weight": 0.7, "hidden_weight": 1.0}
+        config["data"] = config["data"] | {"train": str(rows_of(data, "classification", "train"))}
+        config["distillation"] = {"teacher": taught_by, "logits_weight": 1.0}
     return config
 
 
@@ -203,9 +212,9 @@ def report(out: Path, tasks: Sequence[str]) -> str:
 
 
 def report_students(out: Path) -> str:
-    """The table of the students and of the whole network, trained as long."""
-    lines = [f"| {STUDENT_STEPS} steps | accuracy, % |", "|---|---|"]
-    for name in (*WHOLE, *STUDENTS):
+    """The table of the teachers and students."""
+    lines = [f"| {LABELLED} labels | accuracy, % |", "|---|---|"]
+    for name in ("teacher", *STUDENTS):
         results = [_run_dir(out, "classification", name, seed) / "results.json" for seed in SEEDS]
         found = [100 * json.loads(path.read_text())["accuracy"] for path in results]
         lines.append(f"| {name} | {_spread(found)} |")
