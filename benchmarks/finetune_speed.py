@@ -23,6 +23,7 @@ from typing import Any
 
 from benchmarks.finetuning.minilm import fetch
 from benchmarks.machine import describe
+from data_tools.errors import DataError
 from data_tools.python_corpus import build_python_corpus
 
 RESULT = "=== result"
@@ -62,7 +63,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     if args.only != "generate":
-        print(train_all(args))
+        try:
+            print(train_all(args))
+        except (OSError, DataError) as error:
+            raise SystemExit(str(error)) from None
     if args.only != "train":
         print(worker("benchmarks.finetuning.generation", {"threads": args.threads}))
     print(f"\n{describe()}, {args.threads} threads")

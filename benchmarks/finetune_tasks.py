@@ -117,13 +117,19 @@ def side_by_side(count: int, configs: Sequence[dict[str, Any]]) -> None:
             pass
 
 
+def few_rows(out: Path, data: Path) -> Path:
+    """File of the rows whose labels teachers have."""
+    few = out / f"classification-{LABELLED}.jsonl"
+    if not few.exists():
+        rows = rows_of(data, "classification", "train").read_text(encoding="utf-8").splitlines(keepends=True)
+        few.write_text("".join(rows[:LABELLED]), encoding="utf-8")
+    return few
+
+
 def teacher(out: Path, data: Path, pretrained: Path, seed: int) -> dict[str, Any]:
     """Config of the whole pretrained network, trained on few labels."""
-    config = settings(out, data, pretrained, "classification", ("teacher", seed))
-    few = out / f"classification-{LABELLED}.jsonl"
-    rows = rows_of(data, "classification", "train").read_text(encoding="utf-8").splitlines(keepends=True)
-    few.write_text("".join(rows[:LABELLED]), encoding="utf-8")
-    return config | {"data": config["data"] | {"train": str(few)}}
+    config = settings(out, data, pretrained, "classification", (f"teacher-{LABELLED}", seed))
+    return config | {"data": config["data"] | {"train": str(few_rows(out, data))}}
 
 
 def student(out: Path, data: Path, pretrained: Path, name: str, seed: int) -> dict[str, Any]:
@@ -135,7 +141,7 @@ def student(out: Path, data: Path, pretrained: Path, name: str, seed: int) -> di
     taught_by = config["run_dir"]
     large = yaml.safe_load((Path(taught_by) / "config.yaml").read_text(encoding="utf-8"))["model"]
     config |= {
-        "run_dir": str(_run_dir(out, "classification", name, seed)),
+        "run_dir": str(_run_dir(out, "classification", f"{name}-{LABELLED}", seed)),
         "from_scratch": True,
         "model": large | {"num_layers": large["num_layers"] // 2},
         "training": config["training"] | {"train_steps": STUDENT_STEPS},
@@ -215,8 +221,8 @@ def report_students(out: Path) -> str:
     """The table of the teachers and students."""
     lines = [f"| {LABELLED} labels | accuracy, % |", "|---|---|"]
     for name in ("teacher", *STUDENTS):
-        results = [_run_dir(out, "classification", name, seed) / "results.json" for seed in SEEDS]
-        found = [100 * json.loads(path.read_text())["accuracy"] for path in results]
+        runs = [_run_dir(out, "classification", f"{name}-{LABELLED}", seed) for seed in SEEDS]
+        found = [100 * json.loads((run / "results.json").read_text())["accuracy"] for run in runs]
         lines.append(f"| {name} | {_spread(found)} |")
     return "\n" + "\n".join(lines)
 

@@ -60,6 +60,8 @@ def run_harness(
     import lm_eval.models.huggingface  # noqa: F401
 
     source = require_text_gpt(checkpoint)
+    if out is not None:
+        _make_directory(out)
     manager, loaded = load_tasks(tasks, task_directory)
     results, told = _scored(source, (manager, loaded), limit, batch_size)
     lines = [*_tables(results), *told[:-1], f"lm-eval {lm_eval.__version__}, {source}"]
@@ -81,18 +83,28 @@ def _scored(
     with tempfile.TemporaryDirectory(prefix="headwater-lm-eval-") as directory:
         exported = Path(directory) / "model"
         told = export(source, exported)
-        with _no_rank():
-            results = lm_eval.simple_evaluate(
-                model="hf",
-                model_args={"pretrained": str(exported), "dtype": "float32"},
-                tasks=loaded,
-                task_manager=manager,
-                batch_size=batch_size,
-                device="cuda" if torch.cuda.is_available() else "cpu",
-                limit=limit,
-                log_samples=False,
-            )
+        try:
+            with _no_rank():
+                results = lm_eval.simple_evaluate(
+                    model="hf",
+                    model_args={"pretrained": str(exported), "dtype": "float32"},
+                    tasks=loaded,
+                    task_manager=manager,
+                    batch_size=batch_size,
+                    device="cuda" if torch.cuda.is_available() else "cpu",
+                    limit=limit,
+                    log_samples=False,
+                )
+        except (AssertionError, ValueError) as error:
+            raise DataError(f"--lm-eval: lm-eval cannot score {source} on these tasks: {error}") from error
     return results, told
+
+
+def _make_directory(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {out}: cannot be made: {error.strerror}") from error
 
 
 def _write(path: Path, results: dict[str, Any], origin: dict[str, Any]) -> None:
@@ -154,6 +166,10 @@ def load_tasks(names: Sequence[str], directory: Path | None) -> tuple[Any, list[
                 f"--lm-eval {name}: lm-eval cannot load the task or its data set "
                 f"({type(error).__name__}: {first}); those of the Hub need a network, or an earlier copy"
             ) from error
+    try:
+        manager.load(found)  # again, all at once: they are there already
+    except ValueError as error:
+        raise ConfigError(f"--lm-eval: {error}; give a group or its tasks, not both") from None
     return manager, found
 
 
@@ -175,7 +191,7 @@ def _load(manager: Any, name: str) -> Any:
 
 
 def find_names(wanted: Sequence[str], known: Sequence[str]) -> list[str]:
-    """The known names that patterns such as `mmlu_*` stand for, each once.
+    """The known names that patterns such as `arc_*` stand for, each once.
 
     Raises:
         ConfigError: Nothing matches a pattern; names what is near.

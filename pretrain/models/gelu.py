@@ -24,7 +24,7 @@ def gelu_tanh(y: Tensor) -> Tensor:
     """GELU of any shape; torch's own but for bf16 on CPU."""
     if y.device.type != "cpu" or y.dtype != torch.bfloat16:
         return F.gelu(y, approximate="tanh")
-    result: Tensor = _Gelu.apply(y, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
+    result: Tensor = _Gelu.apply(y, torch.is_grad_enabled() and y.requires_grad)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -36,7 +36,7 @@ class _Gelu(torch.autograd.Function):
         inputs = whole.reshape(-1)
         outputs = torch.empty_like(inputs)
         derivative = torch.empty_like(inputs) if with_gradient else None
-        linear = torch.full((min(_BLOCK, len(inputs)),), _LINEAR)
+        linear = torch.full((min(_BLOCK, len(inputs)),), _LINEAR, dtype=torch.float32)
         blocks = torch.empty_like(linear), torch.empty_like(linear), torch.empty_like(linear)
         for start in range(0, len(inputs), _BLOCK):
             here = slice(start, min(start + _BLOCK, len(inputs)))
@@ -45,14 +45,11 @@ class _Gelu(torch.autograd.Function):
             y.copy_(inputs[here])
             torch.mul(y, y, out=squared)
             torch.add(linear[:size], squared, alpha=_CUBIC, out=sigmoid).mul_(y).sigmoid_()
-            if derivative is not None:  # sigmoid(w) + y w' (sigmoid(w) - sigmoid(w)^2)
-                torch.add(linear[:size], squared, alpha=3 * _CUBIC, out=squared).mul_(y)
-                y.mul_(sigmoid)
-                squared.mul_(torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1))
-                derivative[here] = squared.add_(sigmoid)
-            else:
-                y.mul_(sigmoid)
-            outputs[here] = y
+            if derivative is not None:  # sigmoid(w) + (sigmoid(w) - sigmoid(w)^2) y w'
+                torch.add(linear[:size], squared, alpha=3 * _CUBIC, out=squared)
+                slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(y)
+                derivative[here] = slope.mul_(squared).add_(sigmoid)
+            outputs[here] = y.mul_(sigmoid)
         ctx.save_for_backward(derivative)
         return outputs.view(whole.shape)
 

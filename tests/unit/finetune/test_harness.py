@@ -161,6 +161,31 @@ def test_a_limit_and_what_cannot_be_loaded(runs, tasks, tmp_path, capsys, monkey
     assert "knows no such task; did you mean tiny_choice" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_tasks_that_cannot_go_together_or_with_the_model(runs, tasks, tmp_path, capsys):
+    pytest.importorskip("lm_eval")
+    (tasks / "tiny_all.yaml").write_text(yaml.safe_dump({"group": "tiny_all", "task": ["tiny_choice"]}))
+    asked = words(runs / "gpt", "--lm-eval", "tiny_[ac]*", "--lm-eval-path", tasks)
+    assert cli.main(["evaluate", *asked]) == 2
+    assert "give a group or its tasks, not both" in capsys.readouterr().err
+
+    answers = yaml.safe_load((tasks / "tiny_choice.yaml").read_text())
+    answers |= {
+        "task": "tiny_answer",
+        "output_type": "generate_until",
+        "metric_list": [{"metric": "exact_match"}],
+    }
+    (tasks / "tiny_answer.yaml").write_text(yaml.safe_dump(answers))
+    asked = words(runs / "gpt", "--lm-eval", "tiny_answer", "--lm-eval-path", tasks)
+    assert cli.main(["evaluate", *asked]) == 2
+    assert "lm-eval cannot score" in capsys.readouterr().err  # 256 new tokens, a context of 48
+
+    (tmp_path / "file").write_text("")
+    asked = words(runs / "gpt", "--lm-eval", "tiny_choice", "--out", tmp_path / "file" / "scores")
+    assert cli.main(["evaluate", *asked]) == 2
+    assert "cannot be made" in capsys.readouterr().err
+
+
 def test_a_missing_package_is_named_with_its_extra(runs, capsys, monkeypatch):
     for name in [name for name in sys.modules if name.partition(".")[0] == "lm_eval"]:
         monkeypatch.delitem(sys.modules, name)

@@ -32,8 +32,16 @@ def test_values_and_derivatives_are_as_exact_as_bf16_allows(
 
 
 def test_large_numbers_and_what_is_not_finite_go_the_way_of_torchs() -> None:
-    inputs = torch.tensor([-3e38, -100.0, -0.0, 100.0, 3e38, torch.inf, torch.nan], dtype=torch.bfloat16)
-    torch.testing.assert_close(gelu_tanh(inputs), F.gelu(inputs, approximate="tanh"), equal_nan=True)
+    inputs = torch.tensor([-3e38, -1e18, -100, -0.0, 100, 1e18, 3e38, torch.inf, torch.nan])
+    made = []
+    for function in (gelu_tanh, lambda y: F.gelu(y, approximate="tanh")):
+        leaf = inputs.to(torch.bfloat16).requires_grad_()
+        outputs = function(leaf)
+        outputs.sum().backward()
+        assert leaf.grad is not None
+        made.append((outputs.detach(), leaf.grad))
+    for ours, torchs in zip(*made, strict=True):
+        torch.testing.assert_close(ours, torchs, equal_nan=True)
 
 
 def test_without_gradients_the_values_are_the_same_and_other_types_are_torchs() -> None:
