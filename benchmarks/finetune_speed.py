@@ -75,6 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def train_all(args: argparse.Namespace) -> str:
     """Six runs in turn; the table."""
+    model = args.hf or fetch(args.out)
     build_python_corpus(args.out / "python")
     tables = args.out / "python" / "classification"
     rows = (tables / "train.jsonl").read_text(encoding="utf-8").splitlines()
@@ -84,7 +85,7 @@ def train_all(args: argparse.Namespace) -> str:
     for seed in SEEDS:
         for name in TRAINERS:
             wanted = SETTINGS | {
-                "hf": str(args.hf or fetch(args.out)),
+                "hf": str(model),
                 "out": str(args.out),
                 "train": str(train),
                 "validation": str(tables / "validation.jsonl"),

@@ -133,12 +133,12 @@ def write_tokenizer(source: Source, directory: Path) -> list[str]:
         What there is to tell about it.
     """
     from finetune.hf_tokenizer import write_hf_tokenizer
-    from finetune.text import own_tokenizer, tokenizer_files
+    from finetune.text import own_tokenizer, reads_integers, tokenizer_files
 
     model = source.architecture.model
     files = tokenizer_files(source.directory)
     own = own_tokenizer(files)
-    if own is not None and own.name == "vocabulary.json":
+    if own is not None and reads_integers(files):
         shutil.copyfile(own, directory / own.name)
         return ["the model reads integers, so there is no tokenizer; its vocabulary.json is copied"]
     if own is not None:

@@ -21,7 +21,7 @@ from data_tools.publish import write_file
 from finetune.export_hf import export
 from finetune.report import METRICS
 from finetune.source import read_architecture
-from finetune.text import own_tokenizer, tokenizer_files
+from finetune.text import reads_integers, tokenizer_files
 from pretrain.checkpoint import find_checkpoint
 from pretrain.config import ConfigError
 
@@ -133,8 +133,7 @@ def require_text_gpt(checkpoint: Path) -> Path:
     kind = read_architecture(directory).model.kind
     if kind != "gpt":
         raise ConfigError(f"{directory} is a {kind}; lm-eval scores what a gpt writes, so give it a gpt")
-    own = own_tokenizer(tokenizer_files(directory))
-    if own is not None and own.name == "vocabulary.json":
+    if reads_integers(tokenizer_files(directory)):
         raise ConfigError(f"{directory}: the model reads integers, lm-eval's tasks are texts")
     return directory
 

@@ -125,6 +125,11 @@ def own_tokenizer(files: Mapping[str, Path]) -> Path | None:
     return next(iter(files.values())) if len(files) == 1 and files.keys() <= set(FILE_NAMES) else None
 
 
+def reads_integers(files: Mapping[str, Path]) -> bool:
+    """Whether `tokenizer_files` are those of a model that reads integers, not text."""
+    return files.keys() == {"vocabulary.json"}
+
+
 def open_text_codec(directory: Path, vocab_size: int) -> TextCodec:
     """The tokenizer in a checkpoint or Hugging Face directory.
 

