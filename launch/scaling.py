@@ -10,10 +10,11 @@ from pathlib import Path
 
 from launch.cluster import SpeedConfig, load_cluster
 from launch.estimate import readable_bytes
-from launch.traffic import Traffic, step_traffic
+from launch.traffic import GRADIENTS, Traffic, gradient_bytes, step_traffic
 from pretrain.config import ConfigError, RunConfig, load_config
 from pretrain.config.arguments import add_run_arguments, positive_int
-from pretrain.config.derive import flops_per_step, tokens_per_step
+from pretrain.config.derive import flops_per_step, gradient_accumulation_steps, tokens_per_step
+from pretrain.config.layouts import is_offloaded
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
 GB = 1e9
@@ -36,8 +37,8 @@ class StepTime:
     data: float
     """Collectives of data parallelism."""
     exposed_data: float
-    """Their part that nothing hides: all of it at stages 0 to 2, where the gradients are reduced after they
-    are made; what is longer than the computation at stage 3, which fetches weights ahead."""
+    """Their part that nothing hides: what is longer than the computation at stage 3, which fetches weights
+    ahead; at stage 1 in bf16 the weights, and gradients for longer than the last backward pass; else all."""
 
     @property
     def total(self) -> float:
@@ -50,12 +51,26 @@ def step_time(config: RunConfig, world_size: int, speed: SpeedConfig, ranks_per_
     again = 4 / 3 if config.training.recompute == "full" else 1.0
     compute = again * flops_per_step(config) / (world_size * speed.device_tflops * 1e12)
     seconds = {"tensor": 0.0, "data": 0.0}
+    gradients = 0.0
     for traffic in step_traffic(config, world_size):
-        seconds[traffic.dimension] += traffic.sent_bytes / _link_rate(traffic, config, speed, ranks_per_node)
+        took = traffic.sent_bytes / _link_rate(traffic, config, speed, ranks_per_node)
+        seconds[traffic.dimension] += took
+        gradients += took if traffic.purpose == GRADIENTS else 0.0
     exposed = seconds["data"]
     if config.parallel.zero_stage == 3:
         exposed = max(0.0, exposed - compute)
+    elif _sums_early(config):
+        forward = compute / (3 * again)
+        micro_batches = gradient_accumulation_steps(config, world_size)
+        exposed -= min(gradients, (compute - forward) / micro_batches)
     return StepTime(compute=compute, tensor=seconds["tensor"], data=seconds["data"], exposed_data=exposed)
+
+
+def _sums_early(config: RunConfig) -> bool:
+    """Whether gradients are summed while the last micro-batch goes backward (`FlatGradients`)."""
+    offloads = is_offloaded(config.deepspeed.get("zero_optimization") or {}, "offload_optimizer")
+    in_bf16 = config.precision == "bf16" and config.parallel.zero_stage == 1
+    return in_bf16 and gradient_bytes(config) == 4 and not offloads
 
 
 def _link_rate(traffic: Traffic, config: RunConfig, speed: SpeedConfig, ranks_per_node: int) -> float:

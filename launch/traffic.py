@@ -24,6 +24,8 @@ from pretrain.config.model import GPTModelConfig, ModelConfig
 Operation = Literal["all-reduce", "all-gather", "reduce-scatter"]
 Dimension = Literal["tensor", "data"]
 
+GRADIENTS = "gradients"
+"""A purpose."""
 _LOW_PRECISION = {"bf16", "bfloat16", "fp16", "half"}
 """DeepSpeed's names of communication_data_type that have two bytes."""
 
@@ -107,18 +109,18 @@ def _model_states(config: RunConfig, data_ranks: int, micro_batches: int) -> lis
     """
     stage = config.parallel.zero_stage
     parameters = parameter_count(config.model) / config.parallel.tensor_model_parallel_size
-    gradients = parameters * _gradient_bytes(config)
+    gradients = parameters * gradient_bytes(config)
     weights = parameters * weight_bytes(config.precision)
     if stage < 3:
         reductions = micro_batches if stage == 2 else 1
-        lines: list[tuple[str, Operation, float]] = [("gradients", "all-reduce", reductions * gradients)]
+        lines: list[tuple[str, Operation, float]] = [(GRADIENTS, "all-reduce", reductions * gradients)]
         if stage:
             lines.append(("weights", "all-gather", weights))
     else:
         passes = 2 + (_layer_share(config.model) if config.training.recompute == "full" else 0)
         lines = [
             ("weights", "all-gather", micro_batches * passes * weights),
-            ("gradients", "reduce-scatter", micro_batches * gradients),
+            (GRADIENTS, "reduce-scatter", micro_batches * gradients),
         ]
     return [
         Traffic(purpose=purpose, operation=operation, dimension="data", ranks=data_ranks, payload_bytes=size)
@@ -131,5 +133,6 @@ def _layer_share(model: ModelConfig) -> float:
     return 1.0 - parameter_count(model.model_copy(update={"num_layers": 0})) / parameter_count(model)
 
 
-def _gradient_bytes(config: RunConfig) -> int:
+def gradient_bytes(config: RunConfig) -> int:
+    """Of an element of the gradients that data-parallel ranks send."""
     return 2 if config.deepspeed.get("communication_data_type") in _LOW_PRECISION else 4

@@ -76,7 +76,7 @@ class Engine:
             dist_init_required=None,
         )
         alone = topology.data_parallel_size == 1
-        self._flat_gradients = _flat_gradients(self.deepspeed, alone)
+        self._flat_gradients = _flat_gradients(self.deepspeed, topology)
         self._summed_here = bool(self._flat_gradients) or (alone and self.zero_stage == 0)
         if self._summed_here:
             self.deepspeed.enable_backward_allreduce = False
@@ -107,11 +107,13 @@ class Engine:
         the share needs; where gradients are summed here (`_summed_here`), nothing is to be undone.
         """
         averaged_over = 1 if self._summed_here else self.topology.data_parallel_size
-        self.deepspeed.backward(loss * averaged_over, scale_wrt_gas=False)
         self._micro_batches_left -= 1
         self._at_boundary = self._micro_batches_left == 0
         if self._at_boundary and self._flat_gradients:
-            self._flat_gradients.sum_over(self.topology.data_parallel_group)
+            self._flat_gradients.begin_last()
+        self.deepspeed.backward(loss * averaged_over, scale_wrt_gas=False)
+        if self._at_boundary and self._flat_gradients:
+            self._flat_gradients.finish()
         if not self._at_boundary:
             self.deepspeed.step()  # counts the micro-batch; no update
 
@@ -193,12 +195,20 @@ class Engine:
         return norm
 
 
-def _flat_gradients(engine: Any, alone: bool) -> FlatGradients | None:
+def _flat_gradients(engine: Any, topology: Topology) -> FlatGradients | None:
     """Those of DeepSpeed's bf16 optimizer, to be summed by us; None where another type is to be summed."""
     if not isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer):
         return None
-    in_fp32 = engine.communication_data_type == torch.float32
-    return FlatGradients(engine.optimizer) if alone or in_fp32 else None
+    if topology.data_parallel_size > 1 and engine.communication_data_type != torch.float32:
+        return None
+    early = _sums_early(topology.device)
+    parameters = engine.module.parameters()
+    return FlatGradients(engine.optimizer, parameters, topology.data_parallel_group, early=early)
+
+
+def _sums_early(device: torch.device) -> bool:
+    """Beside the backward pass; on CPU the sums would take its cores (benchmarks/LOG.md)."""
+    return device.type != "cpu"
 
 
 @contextmanager
