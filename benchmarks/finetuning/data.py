@@ -2,8 +2,8 @@
 
 - classification: which package a docstring of the standard library comes from (`headwater data python-docs`).
 - tagging: which words of a manual page's paragraph are set in bold (LITERAL) or italics (ARGUMENT).
-- question answering: questions about four options that follow each other in a manual page; the context is
-  their names with the first sentences of their descriptions, the answer one of these names or sentences.
+- question answering: two questions about each four options that follow each other in a manual page; the
+  context is their names with the first sentences of their descriptions, the answer one name or sentence.
 
 A fifth of the manual pages, by name, is left out of the text and makes up the validation data.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,15 @@ from data_tools.python_corpus import build_python_corpus
 
 ENTRIES = 4
 """Options in the context of a question."""
+QUESTIONS = 2
+"""Questions about the same options."""
 LONGEST_SENTENCE = 14  # words
 TAGS = {"R": None, "B": "LITERAL", "I": "ARGUMENT"}
-ROWS = {"train": 2000, "validation": 500}
+ROWS = {
+    "tagging": {"train": 2000, "validation": 500},
+    "question_answering": {"train": 14_000, "validation": 1000},
+}
+"""At most so many. A network learns to look for an answer in the context from far more rows than to tag."""
 
 
 def build(out: Path) -> dict[str, int]:
@@ -40,7 +47,7 @@ def build(out: Path) -> dict[str, int]:
     counts = {"documents": _write(out / "corpus.jsonl", documents), "pages": len(pages)}
     for split, of in (("train", seen), ("validation", held_out)):
         for name, rows in (("tagging", tagged(of)), ("question_answering", questions(of))):
-            chosen = sorted(rows, key=lambda row: _number(json.dumps(row)))[: ROWS[split]]
+            chosen = sorted(rows, key=lambda row: _number(json.dumps(row)))[: ROWS[name][split]]
             counts[f"{name}/{split}"] = _write(out / f"{name}-{split}.jsonl", chosen)
     return counts | {
         f"classification/{split}": sum(n.values()) for split, n in record["classification"].items()
@@ -66,25 +73,32 @@ def _bio(kinds: Sequence[str | None]) -> list[str]:
 
 
 def questions(pages: Iterable[Page]) -> Iterator[dict[str, Any]]:
-    """One question about each run of ENTRIES options: what one does, or which one does something."""
+    """QUESTIONS about each run of ENTRIES options: what one does, or which one does something."""
     for page in pages:
         entries = [entry for pair in pairwise(page.paragraphs) if (entry := _entry(*pair))]
-        for first in range(0, len(entries) - ENTRIES + 1, ENTRIES):
+        for first in range(len(entries) - ENTRIES + 1):
             run = entries[first : first + ENTRIES]
-            chosen = _number(page.name + run[0][0]) % (2 * ENTRIES)
-            term, sentence = run[chosen // 2]
-            if len({e[0] for e in run}) < ENTRIES or len({e[1] for e in run}) < ENTRIES:
+            if any(len(set(column)) < ENTRIES for column in zip(*run, strict=True)):
                 continue
-            context, starts = "", []
-            for entry in run:
-                starts.append((len(context), len(context) + len(entry[0]) + 1))
-                context += f"{entry[0]} {entry[1]} "
-            asks_term = chosen % 2
-            question = f"Which option: {sentence}" if asks_term else f"What does {term} do?"
-            answer = {"text": term, "answer_start": starts[chosen // 2][0]}
-            if not asks_term:
-                answer = {"text": sentence, "answer_start": starts[chosen // 2][1]}
-            yield {"question": question, "context": context.strip(), "answers": [answer]}
+            kinds = sorted(range(2 * ENTRIES), key=partial(_shuffled, page.name + run[0][0]))
+            for number in kinds[:QUESTIONS]:
+                yield _question(run, *divmod(number, 2))
+
+
+def _shuffled(seed: str, number: int) -> int:
+    return _number(f"{seed}{number}")
+
+
+def _question(run: Sequence[tuple[str, str]], entry: int, asks_term: int) -> dict[str, Any]:
+    """A row that asks for the name of an option, or for what it does."""
+    term, sentence = run[entry]
+    before = "".join(f"{name} {text} " for name, text in run[:entry])
+    question = f"Which option: {sentence}" if asks_term else f"What does {term} do?"
+    answer = {"text": term, "answer_start": len(before)}
+    if not asks_term:
+        answer = {"text": sentence, "answer_start": len(before) + len(term) + 1}
+    context = " ".join(f"{name} {text}" for name, text in run)
+    return {"question": question, "context": context, "answers": [answer]}
 
 
 def _entry(term: Paragraph, text: Paragraph) -> tuple[str, str] | None:
