@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +39,17 @@ class Record:
             key: Of the config, or the option, that it comes from.
 
         Raises:
-            DataError: The row has no such column.
+            DataError: The row has no such column, or a text in it is not valid Unicode.
         """
         if column not in self.fields:
+            names = list(self.fields)
+            hint = _separator_hint(names[0]) if len(names) == 1 and column in _pieces(names[0]) else ""
             raise DataError(
-                f"{self.where}: no {column!r}, which {key} asks for; the row has {listed(list(self.fields))}"
+                f"{self.where}: no {column!r}, which {key} asks for; the row has {listed(names)}{hint}"
             )
-        return self.fields[column]
+        value = self.fields[column]
+        _check_unicode(value, f"{self.where}: {column!r}")
+        return value
 
     def text(self, column: str, key: str) -> str:
         """The value of a column that must be text.
@@ -90,10 +95,12 @@ def _jsonl(path: Path) -> Iterator[Record]:
             where = f"{path}:{number}"
             try:
                 value = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{where}: not JSON: {error}") from error
+            except (ValueError, RecursionError) as error:
+                raise DataError(
+                    f"{where}: not JSON: {error}; the file must have one whole JSON object a line"
+                ) from error
             if not isinstance(value, dict):
-                raise DataError(f"{where}: a row must be a JSON object, not {short(value)}")
+                raise DataError(f"{where}: a row must be a JSON object, one a line, not {short(value)}")
             yield Record(where, value)
 
 
@@ -102,19 +109,35 @@ def _csv(path: Path, delimiter: str = ",") -> Iterator[Record]:
     with path.open(encoding="utf-8-sig", newline="") as lines:
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         header: list[str] | None = None
+        before = 0  # the line that the row before ends in
         try:
             for row in rows:
                 where = f"{path}:{rows.line_num}"
-                if not row:
-                    continue
-                if header is None:
+                if header is None and row:
                     header = _header(row, where)
-                elif len(row) != len(header):
-                    raise DataError(f"{where}: {len(row)} fields, the header has {len(header)}")
-                else:
+                elif header is not None and row:
+                    if len(row) != len(header):
+                        hint = _separator_hint(header[0]) if len(header) == 1 else ""
+                        raise DataError(
+                            f"{where}: {len(row)} fields, the header has {len(header)}"
+                            f"{hint}{_first_line(before, rows.line_num)}"
+                        )
                     yield Record(where, dict(zip(header, row, strict=True)))
+                before = rows.line_num
         except csv.Error as error:
-            raise DataError(f"{path}:{rows.line_num}: not a row: {error}") from error
+            raise DataError(
+                f"{path}:{rows.line_num}: not a row: {error}{_first_line(before, rows.line_num)}"
+            ) from error
+
+
+def _first_line(before: int, last: int) -> str:
+    """Where a row of several lines begins, for an error: a quote that nobody closed takes in what follows.
+
+    Args:
+        before: The line that the row before ends in.
+        last: The line that this row ends in.
+    """
+    return f"; the row begins in line {before + 1}, is a quote open there?" if last > before + 1 else ""
 
 
 def _header(row: list[str], where: str) -> list[str]:
@@ -122,6 +145,36 @@ def _header(row: list[str], where: str) -> list[str]:
     if twice:
         raise DataError(f"{where}: the header has the column {twice[0]!r} twice; rename one")
     return row
+
+
+def _pieces(name: str) -> list[str]:
+    """Names of columns, if this is a header that was read with the wrong separator."""
+    return [piece.strip(" \"'") for piece in re.split(r"[,;|\t]", name)]
+
+
+def _separator_hint(name: str) -> str:
+    """What to say of the only column of a table; "" where its name is no header of several columns."""
+    if len(_pieces(name)) == 1:
+        return ""
+    return "; is that the right separator? .csv files have commas, .tsv files tabs"
+
+
+def _check_unicode(value: object, place: str) -> None:
+    """Refuse a text that UTF-8 cannot store, also in lists and objects: JSON can escape half a character."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"{place} is not valid Unicode: lone surrogate at character {error.start}"
+            ) from error
+    elif isinstance(value, dict):
+        for name, one in value.items():
+            _check_unicode(name, place)
+            _check_unicode(one, place)
+    elif isinstance(value, list):
+        for one in value:
+            _check_unicode(one, place)
 
 
 def _tsv(path: Path) -> Iterator[Record]:

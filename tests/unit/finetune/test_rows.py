@@ -67,6 +67,68 @@ def test_bad_tables_are_named_by_file_and_line(tmp_path):
         list(read_records(tmp_path / "a.xlsx"))
 
 
+def test_a_row_of_several_lines_is_named_by_its_first_one_too(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text('text,label\none,x\n\n"two,y\nthree,x\nfour,y\n')
+    with pytest.raises(DataError, match=r"a.csv:6: not a row: .*; the row begins in line 4"):
+        list(read_records(path))
+    path.write_text('text,label\n"two,y\nthree"\nfour,y\n')
+    with pytest.raises(DataError, match=r"a.csv:3: 1 fields, the header has 2; the row begins in line 2"):
+        list(read_records(path))
+    path.write_text('text,label\none,x\ntwo,"y"z\n')
+    with pytest.raises(DataError, match=r"a.csv:3: not a row: [^;]*$"):
+        list(read_records(path))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", "text;label\none;x\n"), ("a.csv", "text\tlabel\none\tx\n"), ("a.tsv", "text,label\none,x\n")],
+)
+def test_the_wrong_separator_is_told(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(
+        DataError, match=r":2: no 'text'.*; is that the right separator\? .csv .* commas, .tsv"
+    ):
+        CLASSIFY.read(tmp_path / name)
+    (tmp_path / name).write_text(text.replace("text", "words", 1))
+    with pytest.raises(
+        DataError, match=r":2: no 'text'[^?]*$"
+    ):  # would not have it with the right one either
+        CLASSIFY.read(tmp_path / name)
+    if name == "a.csv":
+        (tmp_path / name).write_text(text + "one, two;x\n")
+        with pytest.raises(DataError, match=r":3: 2 fields, the header has 1; is that the right separator"):
+            list(read_records(tmp_path / name))
+
+
+@pytest.mark.parametrize("text", ['[\n  {"text": "t"}\n]\n', '{\n  "text": "t"\n}\n', "[" * 100_000])
+def test_json_over_several_lines_is_told_what_a_row_is(tmp_path, text):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(
+        DataError, match=r"a.json:1: not JSON: .*; the file must have one whole JSON object a"
+    ):
+        list(read_records(tmp_path / "a.json"))
+
+
+def test_half_a_character_is_named_by_file_line_and_column(tmp_path):
+    half = "\ud83d"
+    path = write(tmp_path / "a.jsonl", {"text": "fine", "label": "x"}, {"text": f"abc {half}", "label": "x"})
+    with pytest.raises(DataError, match=r"a.jsonl:2: 'text' is not valid Unicode: .* at character 4"):
+        CLASSIFY.read(path)
+    tags, choose = task(TaggingTask(kind="tagging")), task(MultipleChoiceTask(kind="multiple_choice"))
+    path = write(tmp_path / "a.jsonl", {"words": ["a", half], "tags": ["O", "O"]})
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'words' is not valid Unicode"):
+        tags.read(path)
+    path = write(tmp_path / "a.jsonl", {"text": "t", "choices": ["a", half], "label": 0})
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'choices' is not valid Unicode"):
+        choose.read(path)
+    chat = Record("a.jsonl:1", {"messages": [{"role": "user", "content": half}]})
+    with pytest.raises(DataError, match=r"a.jsonl:1: 'messages' is not valid Unicode"):
+        chat.get("messages", "data.messages")
+    path = write(tmp_path / "a.jsonl", {"text": "t", "label": "x", "unused": half})
+    assert len(CLASSIFY.read(path)) == 1
+
+
 def test_rows_keep_their_place_and_fields(tmp_path):
     path = write(
         tmp_path / "a.jsonl", {"text": "one", "label": "x"}, "", {"text": "two", "label": 3, "more": []}
