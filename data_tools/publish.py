@@ -45,11 +45,43 @@ def publish_directory(target: Path) -> Iterator[Path]:
 
 
 def require_absent(target: Path) -> None:
-    """Raise a DataError if `target` exists, unless it is an empty directory."""
+    """Refuse a directory to publish that exists, unless it is empty.
+
+    Raises:
+        DataError: `target` is in the way, or a parent of it is no directory.
+    """
     if target.is_dir() and not any(target.iterdir()):
         return
-    if target.exists() or target.is_symlink():
+    if os.path.lexists(target):
         raise DataError(f"{target} exists, not made by this command: remove it or choose another --out")
+    require_directory(target.parent)
+
+
+def require_new_file(target: Path) -> None:
+    """Refuse a file to write that exists; a directory is in its way also if it is empty.
+
+    Raises:
+        DataError: `target` is in the way, or a parent of it is no directory.
+    """
+    if target.is_dir():
+        raise DataError(f"{target} is a directory; --out names the file to write")
+    if os.path.lexists(target):
+        raise DataError(f"{target} exists, not made by this command: remove it or choose another --out")
+    require_directory(target.parent)
+
+
+def require_directory(target: Path) -> None:
+    """Refuse what neither is a directory nor can become one.
+
+    Raises:
+        DataError: `target` or a parent of it is something else; the error names it.
+    """
+    target = Path(os.path.abspath(target))
+    for path in (target, *target.parents):
+        if path.is_dir():
+            return
+        if os.path.lexists(path):
+            raise DataError(f"{path} is no directory; choose another --out")
 
 
 def write_file(path: Path, content: bytes) -> None:

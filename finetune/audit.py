@@ -66,10 +66,10 @@ def audit(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     Raises:
         CheckpointError, ConfigError, DataError: Naming what to change.
     """
-    from data_tools.publish import require_absent, write_file
+    from data_tools.publish import require_new_file, write_file
     from finetune.generate import open_writer
 
-    require_absent(arguments.out)
+    require_new_file(arguments.out)
     found: dict[str, dict[str, Any]] = {}
     with open_writer(arguments.checkpoint) as writer:
         if arguments.texts is not None:

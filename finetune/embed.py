@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _write(arguments: argparse.Namespace) -> int:
     """Embed all rows of a file; `out` is complete or absent. Returns their number."""
-    from data_tools.publish import require_absent, write_file
+    from data_tools.publish import require_new_file, write_file
     from finetune.rows import read_records
 
-    require_absent(arguments.out)
+    require_new_file(arguments.out)
     records = list(read_records(arguments.input))
     texts = [record.text(arguments.text, "--text") for record in records]
     lines: list[bytes] = []

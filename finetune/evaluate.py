@@ -60,12 +60,15 @@ def evaluate(
     Raises:
         CheckpointError, ConfigError, DataError: Naming what to change.
     """
+    from data_tools.publish import require_directory
     from finetune.evaluation import Labelled, judge, run_alone
     from finetune.finetuned import open_finetuned, require_libraries
     from finetune.report import write_report
     from pretrain.config import ConfigError
 
     require_libraries()
+    if out is not None:
+        require_directory(out)
     with open_finetuned(checkpoint, columns) as finetuned:
         if data is None:
             own = (finetuned.config.get("data") or {}).get("validation")

@@ -79,11 +79,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     import captum.attr  # noqa: F401  (missing, it is named before a model is loaded)
 
-    from data_tools.publish import require_absent, write_file
+    from data_tools.publish import require_new_file, write_file
     from finetune.explain_page import page
     from finetune.explain_subjects import Asked
 
-    require_absent(arguments.out)
+    require_new_file(arguments.out)
     asked = Asked(arguments.text, arguments.text_pair, arguments.question, arguments.label, arguments.word)
     found = explain(arguments.checkpoint, asked, arguments.steps)
     write_file(arguments.out, page(found).encode())

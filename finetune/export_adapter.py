@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from data_tools.publish import publish_directory
+from data_tools.publish import publish_directory, require_absent
 from finetune.errors import ConversionError
 from finetune.kinds import GPT2, Kind, kind_of, task_kind
 from finetune.lora import ADAPTER_PARTS, adapted, lora_of, merged
@@ -56,9 +56,10 @@ def export_adapter(checkpoint: Path, out: Path) -> list[str]:
     Raises:
         CheckpointError: No usable checkpoint.
         ConfigError: It has no adapters, or its model no counterpart in transformers.
-        DataError: `out` exists.
+        DataError: `out` exists, or a parent of it is no directory.
         ConversionError: Base weights with the written adapters are not the merged weights.
     """
+    require_absent(out)
     directory = find_checkpoint(checkpoint)
     lora = lora_of(read_config(directory))
     if lora is None:

@@ -77,7 +77,7 @@ def export(checkpoint: Path, out: Path, max_shard_size: str = MAX_SHARD_SIZE) ->
     Raises:
         CheckpointError: No usable checkpoint.
         ConfigError: A model that transformers cannot compute, or a size that is none.
-        DataError: `out` exists.
+        DataError: `out` exists, or a parent of it is no directory.
         ConversionError: transformers computes something else with the written files; nothing is published.
     """
     from data_tools.publish import publish_directory

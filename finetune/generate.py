@@ -94,10 +94,10 @@ def generate_all(checkpoint: Path, prompts: Path, out: Path, options: WritingOpt
     """
     from tqdm import tqdm
 
-    from data_tools.publish import require_absent, write_file
+    from data_tools.publish import require_new_file, write_file
     from finetune.rows import read_records
 
-    require_absent(out)
+    require_new_file(out)
     records = list(read_records(prompts))
     texts = [record.text("prompt", "--prompts") for record in records]
     lines: list[str] = []

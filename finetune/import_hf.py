@@ -42,8 +42,10 @@ def import_hf(source: Path, run_dir: Path) -> list[str]:
     Raises:
         ConfigError: Another kind of model, a variant that our models do not compute, or no tokenizer.
         CheckpointError: `run_dir` has checkpoints already.
+        DataError: `run_dir` cannot be made: a file is in its way.
         ConversionError: Our model computes something else with the converted weights; nothing is written.
     """
+    from data_tools.publish import require_directory
     from finetune.compare import require_same
     from finetune.config import ImportedConfig
     from finetune.hf_config import model_section
@@ -54,6 +56,7 @@ def import_hf(source: Path, run_dir: Path) -> list[str]:
     from finetune.weights import from_hf
     from pretrain.config import ConfigError
 
+    require_directory(run_dir)
     config = _read_config(source)
     of = _architecture(config, model_section(config, str(source)))
     kind = kind_of(of)

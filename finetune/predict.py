@@ -54,10 +54,10 @@ def predict(checkpoint: Path, source: Path, out: Path, batch_size: int, columns:
     Raises:
         CheckpointError, ConfigError, DataError: Naming what to change.
     """
-    from data_tools.publish import require_absent
+    from data_tools.publish import require_new_file
     from finetune.finetuned import open_finetuned
 
-    require_absent(out)
+    require_new_file(out)
     with open_finetuned(checkpoint, columns) as finetuned:
         rows = finetuned.task.read(source, labelled=False)
         out.parent.mkdir(parents=True, exist_ok=True)
