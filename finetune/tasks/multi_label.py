@@ -82,11 +82,14 @@ class MultiLabel:
 
         truth = np.array([[name in (row.label or ()) for name in labels] for row in rows])
         found = np.array([[name in answer["labels"] for name in labels] for answer in answers])
-        f1 = {
-            f"f1_{average}": float(metrics.f1_score(truth, found, average=average, zero_division=0))
-            for average in ("micro", "macro")
+        # One label after the other: scikit-learn takes a matrix with one column for two classes, and would
+        # count the rows without the label as right answers.
+        each = [metrics.f1_score(*pair, zero_division=0) for pair in zip(truth.T, found.T, strict=True)]
+        return {
+            "f1_micro": float(metrics.f1_score(truth.ravel(), found.ravel(), zero_division=0)),
+            "f1_macro": float(np.mean(each)),
+            "exact_match": float((truth == found).all(-1).mean()),
         }
-        return f1 | {"exact_match": float((truth == found).all(-1).mean())}
 
     def baseline(self, train: Sequence[Row], rows: Sequence[Row]) -> Mapping[str, float]:
         """Never any label."""

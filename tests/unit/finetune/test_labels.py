@@ -1,0 +1,41 @@
+"""Labels: how they are read, in which order they are numbered, and their scores."""
+
+from __future__ import annotations
+
+import pytest
+
+from finetune.task_config import COLUMNS, MultiLabelTask
+from finetune.tasks import open_task
+from finetune.tasks.text_rows import TextRow
+
+
+def task(section, **columns):
+    return open_task(section, COLUMNS[section.kind](**columns))
+
+
+@pytest.mark.parametrize(
+    ("truth", "found", "f1", "exact_match"),
+    [
+        ("110000", "101000", 2 * 1 / (2 * 1 + 1 + 1), 4 / 6),  # 1 right, 1 too many, 1 missing
+        ("111000", "111111", 2 * 3 / (2 * 3 + 3), 3 / 6),
+        ("110", "000", 0.0, 1 / 3),
+        ("000", "000", 0.0, 1.0),
+        ("111", "111", 1.0, 1.0),
+    ],
+)
+def test_the_f1_of_a_single_label_does_not_count_rows_without_it(truth, found, f1, exact_match):
+    several = task(MultiLabelTask(kind="multi_label"))
+    rows = [TextRow("f", "t", label=("a",) * int(there)) for there in truth]
+    answers = [{"labels": ["a"] * int(there)} for there in found]
+    scores = several.score(answers, rows, ("a",), 0.0)
+    assert scores == pytest.approx({"f1_micro": f1, "f1_macro": f1, "exact_match": exact_match})
+
+
+def test_the_f1_of_several_labels_by_hand():
+    several = task(MultiLabelTask(kind="multi_label"))
+    truth, found = ("a", "ab", "c", ""), ("ab", "b", "", "c")
+    rows = [TextRow("f", "t", label=tuple(names)) for names in truth]
+    scores = several.score([{"labels": list(names)} for names in found], rows, ("a", "b", "c"), 0.0)
+    # right, too many, missing: a 1 0 1, b 1 1 0, c 0 1 1
+    assert scores["f1_macro"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert scores["f1_micro"] == pytest.approx(2 * 2 / (2 * 2 + 2 + 2))
