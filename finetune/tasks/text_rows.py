@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -79,10 +79,15 @@ def label_name(record: Record, value: object, column: str) -> str:
     return str(value)
 
 
-def sorted_labels(names: set[str]) -> tuple[str, ...]:
-    """Numbers by value and text by alphabet; the position is the label's id."""
-    numbers = all(name.removeprefix("-").isdecimal() for name in names)
-    return tuple(sorted(names, key=int) if numbers else sorted(names))
+def sorted_labels(names: Collection[str]) -> tuple[str, ...]:
+    """Numbers by value and text by alphabet; the position is the label's id.
+
+    Numbers of the same value, such as 1 and 01, are ordered as texts: a set's own order differs between
+    processes.
+    """
+    if all(name.removeprefix("-").isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
 
 
 def label_id(ids: dict[str, int], name: str, where: str) -> int:

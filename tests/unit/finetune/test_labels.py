@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import pytest
 
 from finetune.task_config import COLUMNS, MultiLabelTask
 from finetune.tasks import open_task
-from finetune.tasks.text_rows import TextRow
+from finetune.tasks.text_rows import TextRow, sorted_labels
 
 
 def task(section, **columns):
@@ -39,3 +41,9 @@ def test_the_f1_of_several_labels_by_hand():
     # right, too many, missing: a 1 0 1, b 1 1 0, c 0 1 1
     assert scores["f1_macro"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
     assert scores["f1_micro"] == pytest.approx(2 * 2 / (2 * 2 + 2 + 2))
+
+
+def test_labels_that_are_the_same_number_have_one_order(tmp_path):
+    for names in permutations(["1", "01", "001", "-1", "0"]):  # a set may come in any order
+        assert sorted_labels(names) == ("-1", "0", "001", "01", "1")
+    assert sorted_labels({"10", "9", "-1"}) == ("-1", "9", "10")
