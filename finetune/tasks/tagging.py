@@ -172,7 +172,7 @@ class Tagging:
         words = _strings(record, self.columns.words, "data.words")
         if not labelled:
             return TaggedRow(record.where, words, fields=record.fields)
-        tags = _strings(record, self.columns.tags, "data.tags")
+        tags = tuple(tag.strip() for tag in _strings(record, self.columns.tags, "data.tags"))
         if len(tags) != len(words):
             raise DataError(f"{record.where}: {len(words)} words, {len(tags)} tags")
         return TaggedRow(record.where, words, tags, record.fields)

@@ -65,18 +65,18 @@ def texts_of(rows: Sequence[TextRow[Label]]) -> tuple[list[str], list[str] | Non
 
 
 def label_name(record: Record, value: object, column: str) -> str:
-    """A label as text; true and false in lower case.
+    """A label as text without spaces around it; true and false in lower case.
 
     Raises:
-        DataError: It is neither text nor a whole number nor true or false.
+        DataError: It is neither text that is not blank nor a whole number nor true or false.
     """
     if isinstance(value, bool):
         return str(value).lower()
-    if not isinstance(value, str | int) or value == "":
+    if not isinstance(value, str | int) or (isinstance(value, str) and not value.strip()):
         raise DataError(
             f"{record.where}: {column!r} must be text, a whole number, true or false, not {short(value)}"
         )
-    return str(value)
+    return str(value).strip()
 
 
 def sorted_labels(names: Collection[str]) -> tuple[str, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from itertools import permutations
 
 import pytest
 
-from finetune.task_config import COLUMNS, MultiLabelTask
+from data_tools.errors import DataError
+from finetune.task_config import COLUMNS, ClassificationTask, MultiLabelTask, TaggingTask
 from finetune.tasks import open_task
 from finetune.tasks.text_rows import TextRow, sorted_labels
 
@@ -47,3 +49,28 @@ def test_labels_that_are_the_same_number_have_one_order(tmp_path):
     for names in permutations(["1", "01", "001", "-1", "0"]):  # a set may come in any order
         assert sorted_labels(names) == ("-1", "0", "001", "01", "1")
     assert sorted_labels({"10", "9", "-1"}) == ("-1", "9", "10")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv"])
+def test_labels_have_no_spaces_around_them(tmp_path, ending):
+    classify, path = task(ClassificationTask(kind="classification")), tmp_path / f"a.{ending}"
+    between = "\t" if ending == "tsv" else ","
+    labels = ["x", " x", "x ", "two words"]
+    if ending == "jsonl":
+        lines = [json.dumps({"text": "t", "label": label}) for label in labels]
+    else:
+        lines = [f"text{between}label", *(f"t{between}{label}" for label in labels)]
+    path.write_text("\n".join(lines) + "\n")
+    rows = classify.read(path)
+    assert [row.label for row in rows] == ["x", "x", "x", "two words"]
+    assert classify.infer_labels(path, rows) == ("two words", "x")
+    path.write_text(lines[0] + "\n" + lines[-1].replace("two words", "  ") + "\n")
+    with pytest.raises(DataError, match=rf"a.{ending}:2: 'label' must be text, a whole number"):
+        classify.read(path)
+
+
+def test_lists_of_labels_and_tags_have_no_spaces_around_them(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"text": "t", "labels": ["a", " a", "b "], "words": ["EU"], "tags": [" B-X"]}))
+    assert task(MultiLabelTask(kind="multi_label")).read(path)[0].label == ("a", "b")
+    assert task(TaggingTask(kind="tagging")).read(path)[0].tags == ("B-X",)
