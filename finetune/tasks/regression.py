@@ -94,9 +94,10 @@ class Regression:
     def _number_of(self, record: Record) -> float:
         column = self.columns.label
         value = record.get(column, "data.label")
+        no_number = isinstance(value, bool) or (isinstance(value, str) and "_" in value)  # 1_0 is Python's 10
         try:
-            number = float("nan") if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+            number = float("nan") if no_number else float(value)
+        except (TypeError, ValueError, OverflowError):
             number = float("nan")
         if not math.isfinite(number):
             raise DataError(f"{record.where}: {column!r} must be a number, not {short(value)}")

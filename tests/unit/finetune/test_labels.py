@@ -8,7 +8,7 @@ from itertools import permutations
 import pytest
 
 from data_tools.errors import DataError
-from finetune.task_config import COLUMNS, ClassificationTask, MultiLabelTask, TaggingTask
+from finetune.task_config import COLUMNS, ClassificationTask, MultiLabelTask, RegressionTask, TaggingTask
 from finetune.tasks import open_task
 from finetune.tasks.text_rows import TextRow, sorted_labels
 
@@ -74,3 +74,16 @@ def test_lists_of_labels_and_tags_have_no_spaces_around_them(tmp_path):
     path.write_text(json.dumps({"text": "t", "labels": ["a", " a", "b "], "words": ["EU"], "tags": [" B-X"]}))
     assert task(MultiLabelTask(kind="multi_label")).read(path)[0].label == ("a", "b")
     assert task(TaggingTask(kind="tagging")).read(path)[0].tags == ("B-X",)
+
+
+@pytest.mark.parametrize("bad", ["1_0", "1_0.5", "", "1e999", [1], 10**400])
+def test_what_is_no_number_for_a_regression(tmp_path, bad):
+    path = tmp_path / "a.jsonl"
+    path.write_text(
+        json.dumps({"text": "t", "label": " 2.5e1 "}) + "\n" + json.dumps({"text": "t", "label": bad})
+    )
+    number = task(RegressionTask(kind="regression"))
+    with pytest.raises(DataError, match="a.jsonl:2: 'label' must be a number, not"):
+        number.read(path)
+    path.write_text(path.read_text().splitlines()[0])
+    assert number.read(path)[0].label == 25.0
