@@ -137,7 +137,7 @@ class MultiLabelColumns(TextColumns):
 
     label: str = "labels"
     """Column of the labels: a list, or one text that `separator` splits."""
-    separator: str = "|"
+    separator: Annotated[str, Field(min_length=1)] = "|"
 
 
 class ChoiceColumns(Section):

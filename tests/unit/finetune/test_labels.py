@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from itertools import permutations
+from pathlib import Path
 
 import pytest
 
 from data_tools.errors import DataError
+from finetune.config import load_finetune_config
 from finetune.task_config import COLUMNS, ClassificationTask, MultiLabelTask, RegressionTask, TaggingTask
 from finetune.tasks import open_task
 from finetune.tasks.text_rows import TextRow, sorted_labels
+from pretrain.config import ConfigError
 
 
 def task(section, **columns):
@@ -87,3 +90,11 @@ def test_what_is_no_number_for_a_regression(tmp_path, bad):
         number.read(path)
     path.write_text(path.read_text().splitlines()[0])
     assert number.read(path)[0].label == 25.0
+
+
+def test_an_empty_separator_is_refused_by_name():
+    config = Path(__file__).parents[3] / "configs/finetune/classification.yaml"
+    several = ["task={kind: multi_label}", "data={train: a.csv, validation: b.csv, separator: ';'}"]
+    assert load_finetune_config(config, several).data.separator == ";"
+    with pytest.raises(ConfigError, match=r"data.separator: .*at least 1 character \(got ''\)"):
+        load_finetune_config(config, [*several, "data.separator=''"])
