@@ -20,21 +20,30 @@ MOST_LABELS = 40
 def write_report(
     directory: Path, task: Task, labels: Sequence[str], rows: Sequence[Any], evaluation: Evaluation
 ) -> list[Path]:
-    """Write the files, each whole or not at all; returns them, metrics.json last."""
+    """Write the files, each whole or not at all, and return them.
+
+    A picture that cannot be drawn, whatever the reason, is told and left out: it is worth less than the scores
+    that the caller still has to save.
+    """
     written = []
     samples = _error_samples(task, rows, evaluation)
     if evaluation.answers:
         lines = (json.dumps(sample, ensure_ascii=False).encode() + b"\n" for sample in samples)
         write_file(directory / ERRORS, b"".join(lines))
         written.append(directory / ERRORS)
-    if evaluation.answers and 1 < len(labels) <= MOST_LABELS and "label" in evaluation.answers[0]:
-        truth, found = [task.truth(row) for row in rows], [answer["label"] for answer in evaluation.answers]
-        directory.mkdir(parents=True, exist_ok=True)
-        _draw_confusion(directory / CONFUSION, truth, found, labels)
-        written.append(directory / CONFUSION)
     metrics = {**evaluation.scores, "rows": len(rows)}
     write_file(directory / METRICS, json.dumps(metrics, indent=2).encode() + b"\n")
-    return [*written, directory / METRICS]
+    written.append(directory / METRICS)
+    if evaluation.answers and 1 < len(labels) <= MOST_LABELS and "label" in evaluation.answers[0]:
+        truth, found = [task.truth(row) for row in rows], [answer["label"] for answer in evaluation.answers]
+        picture = directory / CONFUSION
+        try:
+            _draw_confusion(picture, truth, found, labels)
+            written.append(picture)
+        except Exception as error:  # of fonts and layouts: matplotlib raises all kinds
+            picture.unlink(missing_ok=True)
+            print(f"{picture}: not drawn: {error}", flush=True)
+    return written
 
 
 def _error_samples(task: Task, rows: Sequence[Any], evaluation: Evaluation) -> list[dict[str, Any]]:
@@ -78,8 +87,9 @@ def _draw_confusion(path: Path, truth: Sequence[str], found: Sequence[str], labe
     figure = Figure(figsize=(side, side), layout="constrained")
     axes = figure.add_subplot()
     axes.imshow(shares, cmap="Blues", vmin=0.0, vmax=1.0)
-    axes.set_xticks(range(len(labels)), labels, rotation=90)
-    axes.set_yticks(range(len(labels)), labels)
+    # Names are no formulas: $ in them stands for itself.
+    axes.set_xticks(range(len(labels)), labels, rotation=90, parse_math=False)
+    axes.set_yticks(range(len(labels)), labels, parse_math=False)
     axes.set_xlabel("answer")
     axes.set_ylabel("truth")
     for i in range(len(labels)):
