@@ -18,6 +18,9 @@ if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.text import TextCodec
     from finetune.writing import Writer, WritingOptions
 
+SEEDS = range(-(2**63), 2**63)
+"""What torch takes is twice as much upwards: the n-th text of a file has the seed + n."""
+
 EXAMPLES = """examples:
   headwater generate --checkpoint runs/gpt-tiny --prompt "Return the"
   headwater generate --checkpoint runs/gpt-tiny --prompt "Return the" --temperature 0.8 --top-p 0.95 --seed 7
@@ -55,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{count} texts in {arguments.out}")
         return 0
     with open_writer(arguments.checkpoint) as writer:
+        writer.require_room(writer.tokens_of(arguments.prompt), options)  # an error comes before any text
         print(arguments.prompt, end="", flush=True)
         writer.continue_texts(
             [arguments.prompt], options, lambda _number, piece: print(piece, end="", flush=True)
@@ -173,7 +177,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--max-new-tokens", type=positive_int, default=50, metavar="N", help="default: 50")
     parser.add_argument(
-        "--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+        "--stop",
+        type=_not_empty,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="end before this text; repeatable",
     )
     parser.add_argument(
         "--temperature", type=_not_negative, default=0.0, metavar="T", help="0 (default) is greedy"
@@ -185,8 +194,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--repetition-penalty", type=_at_least_one, default=1.0, metavar="R", help="default: 1, none"
     )
-    parser.add_argument("--seed", type=int, default=0, help="default: 0")
+    parser.add_argument("--seed", type=_seed, default=0, help="default: 0")
     return parser
+
+
+def _not_empty(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text would end every text at once; leave it out")
+    return text
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if value not in SEEDS:
+        raise argparse.ArgumentTypeError(f"{value} is not in {SEEDS[0]} to {SEEDS[-1]}")
+    return value
 
 
 def _not_negative_int(text: str) -> int:

@@ -30,7 +30,9 @@ def choose(
     logits = penalized(logits.float(), seen, options.repetition_penalty)
     if options.temperature == 0.0:
         return int(logits.argmax())
-    kept = keep_top_p(keep_top_k(logits / options.temperature, options.top_k), options.top_p)
+    # The largest becomes 0 before the division, in fp64: no temperature that a float can have overflows.
+    scaled = ((logits.double() - logits.max()) / options.temperature).float()
+    kept = keep_top_p(keep_top_k(scaled, options.top_k), options.top_p)
     return int(torch.multinomial(kept.softmax(-1), 1, generator=generator))
 
 
@@ -40,7 +42,9 @@ def penalized(logits: Tensor, seen: Sequence[int], penalty: float) -> Tensor:
         return logits
     places = torch.tensor(sorted(set(seen)), device=logits.device)
     values = logits[places]
-    return logits.scatter(0, places, torch.where(values < 0, values * penalty, values / penalty))
+    smaller = torch.where(values < 0, values * penalty, values / penalty)
+    smaller = smaller.clamp(min=torch.finfo(smaller.dtype).min)  # never -inf, which all tokens may become
+    return logits.scatter(0, places, smaller)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:

@@ -31,7 +31,7 @@ class WritingOptions:
     sampling: SamplingOptions = SamplingOptions()
     max_new_tokens: int = 50
     stop: tuple[str, ...] = ()
-    """A text ends before the first of these that it contains."""
+    """A text ends before the first of these that it contains; none is empty."""
     seed: int = 0
     """Of the choice of tokens; the n-th text of a batch has seed + n. Greedy needs none."""
     cut_at_context: bool = False

@@ -59,3 +59,26 @@ def test_the_repetition_penalty_is_transformers():
     assert (
         choose(torch.tensor([1.0, 0.9]), SamplingOptions(repetition_penalty=2.0), torch.Generator(), [0]) == 1
     )
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-40, 5e-324])
+@pytest.mark.parametrize("cut", [{}, {"top_k": 2}, {"top_p": 0.5}])
+def test_the_smallest_temperatures_are_greedy(temperature, cut):
+    options = SamplingOptions(temperature=temperature, **cut)
+    for logits in (LOGITS, LOGITS - 50, torch.tensor([-3e38, 3e38, 0.0])):
+        chosen = {choose(logits, options, torch.Generator().manual_seed(n)) for n in range(5)}
+        assert chosen == {int(logits.argmax())}
+
+
+def test_the_temperature_divides_the_logits():
+    options, generator = SamplingOptions(temperature=2.0), torch.Generator().manual_seed(0)
+    counts = torch.bincount(torch.tensor([choose(LOGITS + 50, options, generator) for _ in range(4000)]))
+    assert torch.allclose(counts / 4000, (LOGITS / 2).softmax(-1), atol=0.03)
+
+
+@pytest.mark.parametrize("penalty", [1e38, 1e39, 1e308])
+def test_the_largest_penalties_leave_a_choice(penalty):
+    options = SamplingOptions(temperature=1.0, repetition_penalty=penalty)
+    logits = torch.tensor([-1.0, -2.0, -3.0])
+    assert choose(logits, options, torch.Generator(), [0, 1, 2]) in (0, 1, 2)
+    assert choose(logits, options, torch.Generator(), [0, 1]) == 2

@@ -174,3 +174,32 @@ def test_prompts_of_a_file_and_the_terminal(run, tmp_path, capsys):
     assert capsys.readouterr().out == PROMPTS[0] + wanted[0] + "\n"
     with pytest.raises(SystemExit):
         generate.main([*words, "--prompts", str(prompts)])
+
+
+def test_a_prompt_without_room_is_not_written(run, capsys):
+    with pytest.raises(ConfigError, match="the prompt has"):
+        generate.main(["--checkpoint", str(run), "--prompt", "Return", "--max-new-tokens", "500"])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--stop", "", "an empty text would end every text at once"),
+        ("--seed", str(2**64), f"{2**64} is not in {-(2**63)} to {2**63 - 1}"),
+        ("--seed", str(2**63), "is not in"),
+        ("--seed", str(-(2**63) - 1), "is not in"),
+    ],
+)
+def test_options_that_cannot_be_meant(option, value, told, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        generate.main(["--checkpoint", "none", "--prompt", "a", f"{option}={value}"])
+    assert stopped.value.code == 2 and told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 2**63 - 1])
+def test_the_first_and_the_last_seed(run, tmp_path, seed):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text((json.dumps({"prompt": "a"}) + "\n") * 3)
+    words = ["--checkpoint", str(run), "--prompts", str(prompts), "--max-new-tokens", "2"]
+    assert generate.main([*words, "--out", str(tmp_path / "out"), "--temperature=1", f"--seed={seed}"]) == 0
