@@ -22,8 +22,8 @@ def write_report(
 ) -> list[Path]:
     """Write the files, each whole or not at all, and return them.
 
-    A picture that cannot be drawn, whatever the reason, is told and left out: it is worth less than the scores
-    that the caller still has to save.
+    A picture that cannot be drawn, whatever the reason, is told and left out: it is worth less than the
+    scores that the caller still has to save.
     """
     written = []
     samples = _error_samples(task, rows, evaluation)
