@@ -16,12 +16,11 @@ from finetune.evaluation import run_alone
 from finetune.finetuned import Finetuned, open_finetuned
 from finetune.generate import open_gpt
 from finetune.rows import listed
-from finetune.source import read_architecture
+from finetune.source import find_model, read_architecture
 from finetune.tasks.squad import QuestionRow
 from finetune.tasks.tagging import OUTSIDE, TaggedRow
 from finetune.tasks.text_rows import TextRow
 from finetune.text import TextCodec, encode_prompts
-from pretrain.checkpoint import find_checkpoint
 from pretrain.config import ConfigError
 from pretrain.step import to_device
 
@@ -94,7 +93,7 @@ def open_subject(checkpoint: Path, asked: Asked) -> Iterator[Subject]:
         CheckpointError: No usable checkpoint.
         ConfigError: A kind of model that is not explained, or that has not what is asked for.
     """
-    directory = find_checkpoint(checkpoint)
+    directory = find_model(checkpoint)
     if read_architecture(directory).model.kind == "gpt":
         _require_options("gpt", directory, asked)
         with open_gpt(directory) as (model, codec):

@@ -20,9 +20,9 @@ from finetune.errors import ConversionError
 from finetune.kinds import GPT2, Kind, kind_of, task_kind
 from finetune.lora import ADAPTER_PARTS, adapted, lora_of, merged
 from finetune.lora_config import LoraConfig
-from finetune.source import read_architecture
+from finetune.source import find_model, read_architecture
 from finetune.weights import to_hf
-from pretrain.checkpoint import find_checkpoint, read_config, read_parameters
+from pretrain.checkpoint import read_config, read_parameters
 from pretrain.config import ConfigError
 from pretrain.config.model import ModelConfig
 from pretrain.models.low_rank import FIRST, SECOND
@@ -60,7 +60,7 @@ def export_adapter(checkpoint: Path, out: Path) -> list[str]:
         ConversionError: Base weights with the written adapters are not the merged weights.
     """
     require_absent(out)
-    directory = find_checkpoint(checkpoint)
+    directory = find_model(checkpoint)
     lora = lora_of(read_config(directory))
     if lora is None:
         raise ConfigError(f"{directory} has no adapters; export it without --adapter")

@@ -6,6 +6,7 @@ The directory appears only after transformers has loaded it and computed the sam
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.kinds import Kind
     from finetune.source import Source
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
 MAX_SHARD_SIZE = "5GB"
 """Of a weight file, transformers' own default."""
 
@@ -132,20 +134,25 @@ def write_tokenizer(source: Source, directory: Path) -> list[str]:
     Returns:
         What there is to tell about it.
     """
+    from data_tools.publish import write_json
     from finetune.hf_tokenizer import write_hf_tokenizer
+    from finetune.source import longest_input
     from finetune.text import own_tokenizer, reads_integers, tokenizer_files
 
-    model = source.architecture.model
+    model, length = source.architecture.model, longest_input(source.directory, source.architecture)
     files = tokenizer_files(source.directory)
     own = own_tokenizer(files)
     if own is not None and reads_integers(files):
         shutil.copyfile(own, directory / own.name)
         return ["the model reads integers, so there is no tokenizer; its vocabulary.json is copied"]
     if own is not None:
-        return [write_hf_tokenizer(own, model.kind, model.max_position_embeddings, directory)]
+        return [write_hf_tokenizer(own, model.kind, length, directory)]
     names = sorted(files.keys() - {"config.json"})
     for name in names:
         shutil.copyfile(files[name], directory / name)
+    if source.architecture.task is not None and TOKENIZER_CONFIG in names:
+        settings = json.loads((directory / TOKENIZER_CONFIG).read_text(encoding="utf-8"))
+        write_json(directory / TOKENIZER_CONFIG, settings | {"model_max_length": length})
     return [f"the tokenizer files of the imported model are copied: {', '.join(names)}"]
 
 

@@ -20,9 +20,8 @@ from data_tools.errors import DataError
 from data_tools.publish import write_file
 from finetune.export_hf import export
 from finetune.report import METRICS
-from finetune.source import read_architecture
+from finetune.source import find_model, read_architecture
 from finetune.text import reads_integers, tokenizer_files
-from pretrain.checkpoint import find_checkpoint
 from pretrain.config import ConfigError
 
 KEPT = ("results", "groups", "group_subtasks", "versions", "n-shot", "n-samples", "higher_is_better")
@@ -129,7 +128,7 @@ def require_text_gpt(checkpoint: Path) -> Path:
         CheckpointError: No usable checkpoint.
         ConfigError: A BERT, or a model that reads integers.
     """
-    directory = find_checkpoint(checkpoint)
+    directory = find_model(checkpoint)
     kind = read_architecture(directory).model.kind
     if kind != "gpt":
         raise ConfigError(f"{directory} is a {kind}; lm-eval scores what a gpt writes, so give it a gpt")

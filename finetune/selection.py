@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from finetune.config import SelectionConfig
+from finetune.source import BEST
 from pretrain.checkpoint import save_checkpoint
-from pretrain.checkpoint.manifest import checkpoints_directory
+from pretrain.checkpoint.manifest import list_checkpoints, step_directory, step_of, verify
 from pretrain.job import Job
 from pretrain.parallel.collectives import broadcast_from_main
-
-BEST = "best"
-"""Directory in a run that is itself like a run: `--checkpoint runs/my-run/best`."""
 
 LOWER_IS_BETTER = ("loss", "perplexity", "rmse", "mae")
 
@@ -36,7 +34,11 @@ class Selection:
         self._wanted = wanted
 
     def resume(self, job: Job, step: int) -> None:
-        """See the evaluations up to a step again; all ranks together."""
+        """See the evaluations up to a step again; all ranks together.
+
+        What a killed attempt kept of later steps is removed, as they are evaluated again. Where the best
+        checkpoint is gone, the best is sought from here on.
+        """
         path = job.run_dir / "metrics.jsonl"
         history: list[tuple[int, float]] = []
         if job.topology.is_main and step and path.exists():
@@ -47,6 +49,15 @@ class Selection:
             history = [(row["step"], row[name]) for row in rows if name in row and row["step"] <= step]
         for seen_step, value in broadcast_from_main(history):
             self._is_better(seen_step, value)
+        if job.topology.is_main:
+            self._remove(job, lambda kept: kept > step)
+        if broadcast_from_main(job.topology.is_main and self._damage(job)):
+            self.best_step, self._since_best, self.finished = None, 0, False
+
+    def settle(self, job: Job) -> None:
+        """The run is complete: keep nothing but the best."""
+        if job.topology.is_main:
+            self._remove(job, lambda kept: kept != self.best_step)
 
     def evaluated(self, job: Job, step: int, scores: Mapping[str, float]) -> str:
         """Judge an evaluation; all ranks together, with the same scores.
@@ -71,14 +82,35 @@ class Selection:
         return ""
 
     def _keep(self, job: Job, step: int) -> None:
-        """Save the weights in the directory of the best, and only then remove what was the best before."""
-        directory = job.run_dir / BEST
-        config = job.config.model_copy(update={"run_dir": str(directory)})
-        kept = save_checkpoint(job.engine, config, {"step": step}, job.extra_files)
+        """Save the weights in the directory of the best, and only then remove what was the best before.
+
+        Up to the newest checkpoint of the run the best stays, too: a killed run goes on from there, and may
+        find no better one after it.
+        """
+        config = job.config.model_copy(update={"run_dir": str(job.run_dir / BEST)})
+        save_checkpoint(job.engine, config, {"step": step}, job.extra_files)
         if job.topology.is_main:
-            for other in checkpoints_directory(directory).iterdir():
-                if other.name != kept.name:
-                    shutil.rmtree(other)
+            resumed = max(map(step_of, list_checkpoints(job.run_dir)), default=0)
+            before = [kept for kept in map(step_of, list_checkpoints(job.run_dir / BEST)) if kept <= resumed]
+            wanted = {step, max(before, default=step)}
+            self._remove(job, lambda kept: kept not in wanted)
+
+    @staticmethod
+    def _remove(job: Job, unwanted: Callable[[int], bool]) -> None:
+        for directory in list_checkpoints(job.run_dir / BEST):
+            if unwanted(step_of(directory)):
+                shutil.rmtree(directory)
+
+    def _damage(self, job: Job) -> bool:
+        """Whether the best checkpoint cannot be used, which is told."""
+        problems = self.best_step is not None and verify(step_directory(job.run_dir / BEST, self.best_step))
+        if problems:
+            print(
+                f"{problems[0]}; it was the best of this run. From here on the best of what follows is kept; "
+                "for the best of all start again in another run_dir",
+                flush=True,
+            )
+        return bool(problems)
 
     def _is_better(self, step: int, value: float | None) -> bool:
         sign = -1.0 if self._wanted.metric in LOWER_IS_BETTER else 1.0

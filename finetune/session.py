@@ -15,21 +15,18 @@ from finetune.evaluation import Evaluation, Labelled, evaluate
 from finetune.finetuned import require_libraries
 from finetune.optimizer import build_finetune_optimizer
 from finetune.report import write_report
-from finetune.selection import BEST, Selection
-from finetune.source import LABELS, Source, read_architecture
+from finetune.rows import listed
+from finetune.selection import Selection
+from finetune.source import BEST, LABELS, Source, find_model, read_architecture
 from finetune.start import build_model, check_head, keeps_head
 from finetune.task_config import SftTask
 from finetune.tasks import open_task
 from finetune.tasks.sft import packed
 from finetune.tasks.task import Encoder, Task
 from finetune.text import TextCodec, open_text_codec, tokenizer_files
-from pretrain.checkpoint import (
-    find_checkpoint,
-    find_newest,
-    load_checkpoint,
-)
+from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint
 from pretrain.checkpoint.files import write_json
-from pretrain.checkpoint.manifest import step_directory
+from pretrain.checkpoint.manifest import list_checkpoints, step_directory
 from pretrain.config import exit_codes
 from pretrain.config.derive import data_parallel_size
 from pretrain.data.steps import RankPlan
@@ -69,7 +66,7 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
         ConfigError, DataError, CheckpointError: Naming what to change.
     """
     require_libraries()
-    source = find_checkpoint(Path(config.pretrained))
+    source = find_model(Path(config.pretrained))
     architecture = read_architecture(source)
     config = with_model(config, architecture.model)
     known = architecture.labels if keeps_head(config, architecture) else None
@@ -132,6 +129,7 @@ def _job(
     files = tokenizer_files(source)
     if data.labels:
         files = {LABELS: run_dir / LABELS, **files}
+    _require_same_labels(run_dir, data.labels)
     if topology.is_main:
         if data.labels:
             write_json(run_dir / LABELS, list(data.labels))
@@ -154,6 +152,19 @@ def _job(
     )
 
 
+def _require_same_labels(run_dir: Path, labels: tuple[str, ...]) -> None:
+    """Refuse to go on with other labels, or another order; on all ranks, before anything is written."""
+    path = run_dir / LABELS
+    if not list_checkpoints(run_dir) or not path.exists():
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if before != list(labels):
+        raise CheckpointError(
+            f"cannot continue this run: {path} has the labels {listed(before)}, data.train has "
+            f"{listed(labels)}; restore data.train or choose another run_dir"
+        )
+
+
 def _evaluation(engine: Engine, data: TaskData, stop_now: Callable[[], bool]) -> Evaluation | None:
     size = engine.config.batch.micro_batch_size
     return evaluate(engine, data.task, data.labels, data.validation, size, stop_now)
@@ -167,6 +178,7 @@ def _train(job: Job, data: TaskData) -> int:
     if isinstance(job.selection, Selection) and job.selection.best_step is not None:
         best_step = job.selection.best_step
         load_checkpoint(job.engine, step_directory(job.run_dir / BEST, best_step))
+        job.selection.settle(job)
     evaluation = _evaluation(job.engine, data, lambda: False)
     if job.topology.is_main and evaluation is not None:
         assert isinstance(job.config, FinetuneConfig)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,12 +27,35 @@ from pretrain.checkpoint import (
     read_parameters,
     write_parameters,
 )
-from pretrain.checkpoint.manifest import list_checkpoints, step_directory
+from pretrain.checkpoint.manifest import checkpoints_directory, list_checkpoints, step_directory
 from pretrain.config.model import parse_model
 from pretrain.config.section import Section
 
 LABELS = "labels.json"
 """In the run directory and checkpoints of a classifier: the label names in the order of their ids."""
+BEST = "best"
+"""Directory in a run with `selection`, itself like a run: the checkpoint of the best evaluation."""
+
+
+def find_model(path: Path) -> Path:
+    """The verified checkpoint that a run or checkpoint directory stands for.
+
+    Of a run it is the newest good one, but with `selection` the best, as for its results; that is told on
+    stderr.
+
+    Raises:
+        CheckpointError: If there is none, or the one named is damaged.
+    """
+    if not list_checkpoints(path / BEST):
+        return find_checkpoint(path)
+    best = find_checkpoint(path / BEST)
+    if os.environ.get("RANK", "0") == "0":
+        print(
+            f"headwater: {path} has a selection: taking its best checkpoint, {best}; name a directory in "
+            f"{checkpoints_directory(path)} to take another",
+            file=sys.stderr,
+        )
+    return best
 
 
 def read_architecture(checkpoint: Path) -> Architecture:
@@ -60,6 +85,14 @@ def read_architecture(checkpoint: Path) -> Architecture:
     return Architecture(model, tuple(json.loads(labels.read_text(encoding="utf-8"))), task)
 
 
+def longest_input(checkpoint: Path, of: Architecture) -> int:
+    """Tokens that the model reads at most: what a finetuned BERT was trained with, else its positions."""
+    positions = of.model.max_position_embeddings
+    if of.task is None or of.model.kind != "bert":
+        return positions
+    return int((read_config(checkpoint).get("batch") or {}).get("seq_length", positions))
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A checkpoint, read whole."""
@@ -80,12 +113,12 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def read_source(path: Path) -> Source:
-    """Read the newest checkpoint of a run, or the checkpoint that `path` itself is.
+    """Read the checkpoint that `find_model` finds.
 
     Raises:
         CheckpointError: If there is none, or it is damaged.
     """
-    directory = find_checkpoint(path)
+    directory = find_model(path)
     of, parameters = read_architecture(directory), read_weights(directory)
     outputs = parameters["head.weight"].shape[0] if "head.weight" in parameters else None
     if of.labels is not None and outputs is not None and outputs != len(of.labels):

@@ -16,6 +16,7 @@ from finetune import train
 from finetune.config import load_finetune_config, with_model
 from finetune.export_hf import export
 from finetune.source import read_source
+from pretrain.checkpoint import CheckpointError
 from pretrain.config import ConfigError
 from pretrain.config.model import BertModelConfig, GPTModelConfig
 from pretrain.parallel.topology import leave_process_group
@@ -113,6 +114,21 @@ def test_pretrained_weights_are_loaded_unless_from_scratch(config, tmp_path):
     assert torch.allclose(loaded, before) and not torch.allclose(random, before, atol=1e-2)
     with pytest.raises(ConfigError, match="from_scratch"):
         run(config, f"run_dir={tmp_path / 'b'}", *still)
+
+
+def test_other_labels_are_refused_and_those_of_the_run_stay(config, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    write_rows(rows, 50)
+    data = [f"data.train={rows}", f"data.validation={rows}"]
+    still = ["training.train_steps=1", f"run_dir={tmp_path / 'run'}", *data]
+    assert run(config, *still) == 0
+    before = (tmp_path / "run" / "labels.json").read_text()
+    rows.write_text(rows.read_text().replace('"good": false', '"good": "never"'))
+    with pytest.raises(
+        CheckpointError, match="has the labels 'false', 'true', data.train has 'never', 'true'"
+    ):
+        run(config, *still, "training.train_steps=2")
+    assert (tmp_path / "run" / "labels.json").read_text() == before
 
 
 def test_a_masked_lm_alone_gives_all_but_head_and_pooler(config, tokenizer_model, tmp_path):

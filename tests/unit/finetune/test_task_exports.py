@@ -50,9 +50,10 @@ class SavedConfig(Section):
 
     model: Any
     task: Any
+    batch: dict[str, int]
 
 
-def write_task(run_dir, kind, norm, tokenizer_model):
+def write_task(run_dir, kind, norm, tokenizer_model, **batch):
     """A checkpoint of random weights of a model for a task."""
     model = architecture("bert", 900).model.model_copy(update={"norm_position": norm})
     labels = ("O", "B-X") if SECTIONS[kind].has_labels else None
@@ -61,7 +62,7 @@ def write_task(run_dir, kind, norm, tokenizer_model):
     with single_rank():
         fresh = build(of)
     parameters = {name: p + 0.1 * torch.randn_like(p) for name, p in fresh.named_parameters()}
-    config = SavedConfig(model=model, task=SECTIONS[kind])
+    config = SavedConfig(model=model, task=SECTIONS[kind], batch=batch)
     write_weights(run_dir, of, parameters, config, {"tokenizer.model": tokenizer_model})
 
 
@@ -106,3 +107,17 @@ def test_predictions_are_transformers(kind, norm, tokenizer_model, tmp_path):
         scores = (out.start_logits[0][:, None] + out.end_logits[0][None, :]).masked_fill(~allowed, -torch.inf)
         first, last = divmod(int(scores.argmax()), len(spans))
         assert found["answer"] == row["context"][spans[first, 0] : spans[last, 1]].strip()
+
+
+def test_a_long_text_is_cut_where_the_run_cut_it(tokenizer_model, tmp_path):
+    write_task(tmp_path / "run", "classification", "post", tokenizer_model, seq_length=6)
+    export(tmp_path / "run", tmp_path / "exported")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(ROWS["classification"]) + "\n")
+    predict.predict(tmp_path / "run", tmp_path / "rows.jsonl", tmp_path / "out.jsonl", 4)
+    found = json.loads((tmp_path / "out.jsonl").read_text())["prediction"]
+    classify = pipeline("text-classification", model=str(tmp_path / "exported"), device="cpu")
+    assert classify.tokenizer.model_max_length == 6
+    (theirs,) = classify([" ".join(WORDS)], truncation=True)
+    (whole,) = classify([" ".join(WORDS)])
+    assert found == {"label": theirs["label"], "score": pytest.approx(theirs["score"], abs=1e-4)}
+    assert whole["score"] != pytest.approx(theirs["score"], abs=1e-3)
