@@ -19,6 +19,17 @@ from pretrain.config import ConfigError
 Messages = Sequence[Mapping[str, str]]
 RESPONSE_ROLE = "assistant"
 
+ERRORS_IN_TEMPLATES = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What Python's own operators and methods raise in a template; Jinja passes it on as it is."""
+
 
 def messages_of(record: Record, column: str) -> Messages:
     """The conversation of a row.
@@ -92,5 +103,9 @@ def _rendered(template: str, messages: Messages, where: str, add_generation_prom
         )
     except TemplateError as error:
         raise ConfigError(f"task.chat_template: cannot write the conversation at {where}: {error}") from error
+    except ERRORS_IN_TEMPLATES as error:
+        raise ConfigError(
+            f"task.chat_template: cannot write the conversation at {where}: {type(error).__name__}: {error}"
+        ) from error
     text: str = texts[0]
     return text

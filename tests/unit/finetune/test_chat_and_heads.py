@@ -16,7 +16,7 @@ from finetune import embed, evaluate, generate, predict
 from finetune.export_hf import export
 from finetune.rows import Record
 from finetune.source import read_source
-from finetune.tasks.chat import messages_of, turns
+from finetune.tasks.chat import messages_of, prompt_of, turns
 from pretrain.checkpoint import CheckpointError
 from pretrain.checkpoint.files import fingerprint
 from pretrain.checkpoint.manifest import read_manifest, write_manifest
@@ -205,3 +205,27 @@ def test_chat_template_and_messages_belong_together(models, tmp_path):  # noqa: 
         run(config, "data.messages=chat")
     with pytest.raises(ConfigError, match="task.template is for data.prompt"):
         run(config, "data.messages=chat", "task.chat_template=x", "task.template=Q {prompt}")
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0].content + 1 }}", "TypeError: can only concatenate str"),
+        ("{{ 1 / 0 }}", "ZeroDivisionError: division by zero"),
+        ("{{ 2.0 ** 5000 }}", "OverflowError"),
+        ("{{ '%d' % messages[0].content }}", "TypeError"),
+        ("{{ messages[0].content.index('z') }}", "ValueError: substring not found"),
+        ("{{ messages.pop(5) }}", "attribute 'pop' of 'list' object is unsafe"),
+        ("{{ '{a}'.format() }}", "KeyError: 'a'"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "RecursionError"),
+        ("{{ 'a' * 10 ** 18 }}", "MemoryError|OverflowError"),
+        ("{{ messages[7].content }}", "no element 7"),
+        ("{{ messages[0].content.nothing.more }}", "has no attribute 'nothing'"),
+    ],
+)
+def test_an_error_inside_of_a_template_is_told_with_the_conversation(template, message):
+    conversation = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(
+        ConfigError, match=rf"task.chat_template: cannot write the conversation at f:3: .*({message})"
+    ):
+        prompt_of(template, conversation, "f:3")
