@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from data_tools.errors import DataError
@@ -17,24 +17,24 @@ def read_conll(
     """The sentences of a file: "file:line" of the first word, words, tags.
 
     Args:
-        path: The file; lines that begin with "# " before a sentence (CoNLL-U) are comments.
+        path: The file; `_comment_test` says which lines are comments.
         word_column: Number of the word's column, from 0 or, negative, from the end.
         tag_column: Likewise; None leaves the tags out.
 
     Raises:
-        DataError: No such file, no sentence, or a line without these columns.
+        DataError: No such file, no sentence, or a line without these columns or with nothing in them.
     """
     empty = True
     try:
-        with path.open(encoding="utf-8-sig") as lines:
+        with path.open(encoding="utf-8-sig") as file:
+            lines = [line.rstrip("\r\n") for line in file]
             for first, sentence in _sentences(lines):
                 words, tags = [], []
                 for number, line in enumerate(sentence, start=first):
-                    fields = line.split("\t") if "\t" in line else line.split()
                     where = f"{path}:{number}"
-                    words.append(_column(fields, word_column, "data.word_column", where))
+                    words.append(_column(line, word_column, "data.word_column", where))
                     if tag_column is not None:
-                        tags.append(_column(fields, tag_column, "data.tag_column", where))
+                        tags.append(_column(line, tag_column, "data.tag_column", where))
                 if words[0] != DOCUMENT_START:
                     empty = False
                     yield f"{path}:{first}", words, tags
@@ -48,23 +48,54 @@ def read_conll(
         raise DataError(f"{path}: no sentences")
 
 
-def _sentences(lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
+def _sentences(lines: Sequence[str]) -> Iterator[tuple[int, list[str]]]:
     """Line number of the first word, and the lines of each sentence."""
+    is_comment = _comment_test(lines)
     sentence: list[str] = []
     for number, line in enumerate(lines, start=1):
-        line = line.rstrip("\r\n")
-        if line.strip() and not (line.startswith("# ") and not sentence):
+        if line.strip() and (sentence or not is_comment(line)):
             sentence.append(line)
         elif sentence:
             yield number - len(sentence), sentence
             sentence = []
     if sentence:
-        yield number - len(sentence) + 1, sentence
+        yield len(lines) - len(sentence) + 1, sentence
 
 
-def _column(fields: list[str], column: int, key: str, where: str) -> str:
+def _comment_test(lines: Sequence[str]) -> Callable[[str], bool]:
+    """Tells whether a line before a sentence is a comment.
+
+    It begins with "# " (CoNLL-U) and cannot be the line of the word "#": that has a tab behind the "#", or,
+    where spaces are between the columns of the file, as many columns as the file's first word, and neither
+    "=" in one of them nor newdoc or newpar as its second.
+    """
+    words = (line for line in lines if line.strip() and not line.startswith(("# ", DOCUMENT_START)))
+    first = next(words, "\t")
+    columns = None if "\t" in first else len(first.split())
+
+    def is_comment(line: str) -> bool:
+        if not line.startswith("# "):
+            return False
+        if "\t" in line:
+            return line.split("\t")[0] != "# "
+        fields = line.split()
+        remark = fields[1:2] in (["newdoc"], ["newpar"]) or any("=" in field for field in fields)
+        return remark or len(fields) != columns
+
+    return is_comment
+
+
+def _fields(line: str) -> list[str]:
+    return line.split("\t") if "\t" in line else line.split()
+
+
+def _column(line: str, column: int, key: str, where: str) -> str:
+    fields = _fields(line)
     if not -len(fields) <= column < len(fields):
         raise DataError(
             f"{where}: {len(fields)} columns, so there is no number {column} ({key} in the config)"
         )
-    return fields[column].strip()
+    value = fields[column].strip()
+    if not value and not line.startswith(DOCUMENT_START):
+        raise DataError(f"{where}: column {column} is empty ({key} in the config)")
+    return value
