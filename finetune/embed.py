@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -15,6 +14,7 @@ if TYPE_CHECKING:  # the command line answers without loading torch
     import numpy as np
     import numpy.typing as npt
 
+COLUMN = "embedding"
 ROWS_AT_A_TIME = 1024
 Pooling = Literal["mean", "cls"]
 
@@ -23,7 +23,8 @@ EXAMPLES = """examples:
   headwater import --hf all-MiniLM-L6-v2 --out runs/minilm
   headwater embed --checkpoint runs/minilm --input texts.csv --text sentence --normalize --out vectors.jsonl
 
-Each line of --out is the row with "embedding" added, a list of hidden_size numbers.
+Each line of --out is the row with "embedding" added, a list of hidden_size numbers; an input with such a
+column is refused.
 """
 
 
@@ -56,16 +57,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _write(arguments: argparse.Namespace) -> int:
     """Embed all rows of a file; `out` is complete or absent. Returns their number."""
     from data_tools.publish import require_new_file, write_file
+    from finetune.output_rows import output_line, require_free
     from finetune.rows import read_records
 
     require_new_file(arguments.out)
     records = list(read_records(arguments.input))
     texts = [record.text(arguments.text, "--text") for record in records]
+    for record in records:
+        require_free(record.where, record.fields, COLUMN)
     lines: list[bytes] = []
     for vectors in embed(arguments.checkpoint, texts, arguments.pooling, arguments.batch_size):
         for vector in vectors / _lengths(vectors) if arguments.normalize else vectors:
-            row = {**records[len(lines)].fields, "embedding": [round(float(x), 7) for x in vector]}
-            lines.append(json.dumps(row, ensure_ascii=False, default=str).encode() + b"\n")
+            numbers = [round(float(x), 7) for x in vector]
+            lines.append(output_line(records[len(lines)].fields, COLUMN, numbers))
     write_file(arguments.out, b"".join(lines))
     return len(lines)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,6 +17,9 @@ if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.text import TextCodec
     from finetune.writing import Writer, WritingOptions
 
+COLUMN = "text"
+"""Of the continuations of a table's prompts."""
+
 SEEDS = range(-(2**63), 2**63)
 """What torch takes is twice as much upwards: the n-th text of a file has the seed + n."""
 
@@ -27,7 +29,7 @@ EXAMPLES = """examples:
   headwater generate --checkpoint runs/gpt-tiny --prompts prompts.jsonl --out texts.jsonl --stop "."
 
 One --prompt is written to the terminal as it grows. --prompts is a table with a column `prompt`; each line of
---out is its row with "text" added.
+--out is its row with "text" added; a table with such a column is refused.
 """
 
 
@@ -99,12 +101,15 @@ def generate_all(checkpoint: Path, prompts: Path, out: Path, options: WritingOpt
     from tqdm import tqdm
 
     from data_tools.publish import require_new_file, write_file
+    from finetune.output_rows import output_line, require_free
     from finetune.rows import read_records
 
     require_new_file(out)
     records = list(read_records(prompts))
     texts = [record.text("prompt", "--prompts") for record in records]
-    lines: list[str] = []
+    for record in records:
+        require_free(record.where, record.fields, COLUMN)
+    lines: list[bytes] = []
     with open_writer(checkpoint) as writer, tqdm(total=len(texts), unit="text", disable=None) as progress:
         tokens = [writer.tokens_of(text) for text in texts]
         for record, prompt in zip(records, tokens, strict=True):  # before hours are spent on those before it
@@ -112,10 +117,9 @@ def generate_all(checkpoint: Path, prompts: Path, out: Path, options: WritingOpt
         for first in range(0, len(texts), batch_size):
             own = replace(options, seed=options.seed + first)  # whatever the size of a batch
             for text in writer.continue_tokens(tokens[first : first + batch_size], own):
-                row = {**records[len(lines)].fields, "text": text}
-                lines.append(json.dumps(row, ensure_ascii=False, default=str) + "\n")
+                lines.append(output_line(records[len(lines)].fields, COLUMN, text))
                 progress.update()
-    write_file(out, "".join(lines).encode())
+    write_file(out, b"".join(lines))
     return len(lines)
 
 

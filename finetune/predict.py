@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ if TYPE_CHECKING:  # the command line answers without loading torch
     from finetune.finetuned import Finetuned
     from finetune.tasks.sft import Sft
 
+COLUMN = "prediction"
 ROWS_AT_A_TIME = 1024
 LONGEST_RESPONSE = 256
 """Tokens; `headwater generate` writes longer ones."""
@@ -22,7 +22,8 @@ EXAMPLES = """examples:
   headwater predict --checkpoint runs/finetune-classification --input texts.jsonl --out answers.jsonl
   headwater predict --checkpoint runs/ner --input sentences.conll --out answers.jsonl --batch-size 64
 
-Each line of --out is the row with "prediction" added. Labels in the input are not looked at.
+Each line of --out is the row with "prediction" added; an input with such a column is refused. Labels in the
+input are not looked at. NaN in the input is null in --out.
 """
 
 
@@ -56,17 +57,19 @@ def predict(checkpoint: Path, source: Path, out: Path, batch_size: int, columns:
     """
     from data_tools.publish import require_new_file
     from finetune.finetuned import open_finetuned
+    from finetune.output_rows import output_line, require_free
 
     require_new_file(out)
     with open_finetuned(checkpoint, columns) as finetuned:
         rows = finetuned.task.read(source, labelled=False)
+        for row in rows:
+            require_free(row.where, row.fields, COLUMN)
         out.parent.mkdir(parents=True, exist_ok=True)
         partial = out.with_name(f".{out.name}.partial")
         try:
-            with partial.open("w", encoding="utf-8") as lines:
+            with partial.open("wb") as lines:
                 for row, answer in _answers(finetuned, rows, batch_size):
-                    line = {**row.fields, "prediction": answer}
-                    lines.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+                    lines.write(output_line(row.fields, COLUMN, answer))
             partial.rename(out)
         finally:
             partial.unlink(missing_ok=True)
