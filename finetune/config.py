@@ -229,11 +229,7 @@ def with_model(config: FinetuneConfig, model: ModelConfig) -> FinetuneConfig:
             f"batch.seq_length: {config.batch.seq_length} is longer than the "
             f"{model.max_position_embeddings} positions of {config.pretrained}"
         )
-    if config.batch.seq_length < config.task.smallest_seq_length:
-        problems.append(
-            f"batch.seq_length: {config.batch.seq_length} leaves no room for text in task.kind: "
-            f"{config.task.kind}; {config.task.smallest_seq_length} at least"
-        )
+    problems += config.task.length_problems(config.batch.seq_length)
     frozen = config.optimizer.frozen_layers
     if frozen is not None and frozen > model.num_layers:
         problems.append(f"optimizer.frozen_layers: {frozen} of a model with {model.num_layers} layers")

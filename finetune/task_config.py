@@ -23,6 +23,15 @@ class TaskSection(Section):
     """Whether the outputs have names, which `labels.json` lists."""
     kind: str
 
+    def length_problems(self, seq_length: int) -> list[str]:
+        """What is wrong with `batch.seq_length` for this task."""
+        if seq_length >= self.smallest_seq_length:
+            return []
+        return [
+            f"batch.seq_length: {seq_length} leaves no room for text in task.kind: {self.kind}; "
+            f"{self.smallest_seq_length} at least"
+        ]
+
 
 class ClassificationTask(TaskSection):
     """One label for a text or a pair of texts."""
@@ -86,12 +95,25 @@ class QuestionAnsweringTask(TaskSection):
     no_answer_threshold: float = 0.0
     """How much better than the best answer "no answer" must score, in logits, to be given."""
     stride: NonNegativeInt = 128
-    """Tokens that a window of a long context shares with the one before it."""
+    """Tokens that a window of a long context shares with the one before it; fewer than fit beside the longest
+    question: batch.seq_length - max_question_tokens - 3."""
     max_question_tokens: PositiveInt = 64
     """Longer questions are cut."""
     max_answer_tokens: PositiveInt = 30
     n_best: PositiveInt = 20
     """Candidates for start and end of an answer, and answers that `predict` lists."""
+
+    def length_problems(self, seq_length: int) -> list[str]:
+        """Also a length in which windows beside the longest question could not move on."""
+        room = max(0, seq_length - self.max_question_tokens - 3)
+        problems = super().length_problems(seq_length)
+        if problems or self.stride < room:
+            return problems
+        return [
+            f"task.stride: {self.stride} is not below the {room} tokens of a context that batch.seq_length: "
+            f"{seq_length} has room for beside a question of task.max_question_tokens: "
+            f"{self.max_question_tokens} and 3 special tokens, so that windows could not move on"
+        ]
 
 
 class SftTask(TaskSection):

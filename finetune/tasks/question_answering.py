@@ -6,7 +6,7 @@ lowest score of all windows is that of "no answer" (Devlin et al., 2019, section
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,7 +77,7 @@ class QuestionAnswering:
         truncated = 0
         for number, (row, question, context) in enumerate(zip(rows, questions, contexts, strict=True)):
             question = question[: self.section.max_question_tokens]
-            windows = list(self._windows(len(question), len(context.ids), encoder.seq_length))
+            windows = self._windows(row, len(question), len(context.ids), encoder.seq_length)
             truncated += len(windows) > 1
             for first, last in windows:
                 window = joined(cls_id, sep_id, question, context.ids[first:last])
@@ -148,21 +148,27 @@ class QuestionAnswering:
         """See Task."""
         return as_json(row.answers)
 
-    def _windows(self, question: int, context: int, seq_length: int) -> Iterator[tuple[int, int]]:
-        """First and last + 1 token of the context in each window."""
-        room = seq_length - question - 3
-        if room <= self.section.stride:
+    def _windows(
+        self, row: QuestionRow, question: int, context: int, seq_length: int
+    ) -> list[tuple[int, int]]:
+        """First and last + 1 token of the context in each window.
+
+        Raises:
+            ConfigError: The context needs several and the question is too long for that, which settings of
+                earlier versions allow.
+        """
+        room, stride = seq_length - question - 3, self.section.stride
+        if context <= room:
+            return [(0, context)]
+        if room <= stride:
             raise ConfigError(
-                f"task.stride: {self.section.stride} leaves no way to move on: beside a question of "
-                f"{question} tokens, batch.seq_length: {seq_length} has room for {room} of the context; "
-                "lower the stride or task.max_question_tokens"
+                f"{row.where}: the question has {question} tokens, batch.seq_length: {seq_length} has room "
+                f"for {max(0, room)} of the {context} of its context beside them, and windows with "
+                f"task.stride: {stride} cannot move on; shorten one of the two, or train with a lower "
+                "task.stride or task.max_question_tokens"
             )
-        first = 0
-        while True:
-            yield first, min(first + room, context)
-            if first + room >= context:
-                return
-            first += room - self.section.stride
+        firsts = range(0, context - stride, room - stride)
+        return [(first, min(first + room, context)) for first in firsts]
 
     def _answer(self, row: QuestionRow, found: list[Candidate], none: float) -> Answer:
         trimmed = {_without_spaces(row.context, candidate) for candidate in found}

@@ -86,7 +86,7 @@ def write_data(path, kind, count, seed):
 ENDINGS = {"multi_label": "csv", "tagging": "conll"}
 EXTRA = {
     "classification": {"data.text_pair": "second", "task.class_weights": "balanced"},
-    "question_answering": {"task.stride": "4"},
+    "question_answering": {"task.stride": "4", "task.max_question_tokens": "16"},
     "sft": {"task.packing": "true"},
 }
 SCORE = {
