@@ -24,6 +24,7 @@ from finetune.source import Source, read_source
 from finetune.tasks.task import Task
 from finetune.text import tokenizer_files
 from pretrain.checkpoint import load_parameters
+from pretrain.checkpoint.manifest import wanted_by
 from pretrain.config import ConfigError
 from pretrain.models.vocabulary import whole_logits
 from pretrain.parallel.topology import Topology
@@ -45,7 +46,8 @@ def read_teacher(config: FinetuneConfig, source: Path, labels: tuple[str, ...]) 
     """
     if config.distillation is None:
         return None
-    teacher = read_source(Path(config.distillation.teacher))
+    with wanted_by("distillation.teacher"):
+        teacher = read_source(Path(config.distillation.teacher))
     of, model = teacher.architecture, config.model
     assert model is not None  # with_model has filled it in
     kind = None if of.task is None else of.task.kind

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 EXAMPLES = """examples:
   headwater finetune --config configs/finetune/classification.yaml
@@ -33,10 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return sweep(arguments.config, arguments.overrides, arguments.seeds)
     from finetune.config import load_finetune_config
     from finetune.session import finetune
+    from pretrain.config import ConfigError
     from pretrain.stop import StopSignals
 
     signals = StopSignals()
     config = load_finetune_config(arguments.config, arguments.overrides, world_size_from_environment())
+    if not Path(config.pretrained).exists():
+        raise ConfigError(f"pretrained: {config.pretrained} does not exist")
     return finetune(config, signals)
 
 

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from pretrain.checkpoint import find_checkpoint, load_parameters, read_config, read_parameters, tokenizer_path
-from pretrain.checkpoint.manifest import CheckpointError, list_checkpoints
+from pretrain.checkpoint.manifest import CheckpointError, list_checkpoints, wanted_by
 from pretrain.config import ConfigError, RunConfig
 from pretrain.config.model import parse_model
 from pretrain.parallel.topology import Topology
@@ -32,7 +32,8 @@ def load_initial_weights(config: RunConfig, model: nn.Module, topology: Topology
     """
     if config.initial_weights is None or list_checkpoints(Path(config.run_dir)):
         return
-    directory = find_checkpoint(Path(config.initial_weights))
+    with wanted_by("initial_weights"):
+        directory = find_checkpoint(Path(config.initial_weights))
     _require_same_model(config, directory)
     theirs = tokenizer_path(directory)
     if theirs.read_bytes() != tokenizer.read_bytes():

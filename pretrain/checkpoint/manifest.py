@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,19 @@ def find_checkpoint(path: Path) -> Path:
             f"{path}: no usable checkpoint (looked in {checkpoints_directory(path)}){details}"
         )
     return found.directory
+
+
+@contextmanager
+def wanted_by(key: str) -> Iterator[None]:
+    """Begin the errors of a block that finds or reads a checkpoint with the key of the config that names it.
+
+    Raises:
+        CheckpointError: As the block raised it, behind "key: ".
+    """
+    try:
+        yield
+    except CheckpointError as error:
+        raise CheckpointError(f"{key}: {error}") from error
 
 
 def described_layout(topology: Mapping[str, Any]) -> str:

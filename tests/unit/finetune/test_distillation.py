@@ -11,6 +11,7 @@ import torch
 
 from finetune.distillation import distance
 from finetune.source import read_source
+from pretrain.checkpoint import CheckpointError
 from pretrain.config import ConfigError
 from tests.unit.finetune.test_conversion import architecture, write_run
 from tests.unit.finetune.test_finetune_run import own_process  # noqa: F401 (autouse)
@@ -100,4 +101,6 @@ def test_teachers_that_do_not_fit_are_told(models, tmp_path, tokenizer_model):  
         run(config, f"distillation.teacher={tmp_path / 'wide'}", "distillation.hidden_weight=1.0")
     with pytest.raises(ConfigError, match="distillation: not for task.kind: regression"):
         run(write_config(tmp_path, models, "regression"), "distillation.teacher=x")
+    with pytest.raises(CheckpointError, match=r"distillation.teacher: .*nowhere: no usable checkpoint"):
+        run(write_config(tmp_path, models, "classification"), f"distillation.teacher={tmp_path / 'nowhere'}")
     assert not (tmp_path / "run").exists()

@@ -173,6 +173,8 @@ def test_what_does_not_fit_the_checkpoint_is_told_at_once(config):
 
 
 def test_config_problems_name_the_key(config):
+    with pytest.raises(ConfigError, match=r"^pretrained: /nowhere/run does not exist"):
+        run(config, "pretrained=/nowhere/run")
     with pytest.raises(ConfigError, match="task.kind|task"):
         load_finetune_config(config, ["task.kind=poetry"])
     with pytest.raises(ConfigError, match="pretraned: unknown key; did you mean 'pretrained'"):

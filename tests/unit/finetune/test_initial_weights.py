@@ -64,5 +64,5 @@ def test_another_model_or_tokenizer_is_refused(tokenizer_model, tmp_path):
         with pytest.raises(ConfigError, match=r"norm_position .there 'post', here 'pre'., model.num_layers"):
             load_initial_weights(config, model, topology, tokenizer_model)
         config = run_config(tmp_path / "run", tmp_path / "nowhere", of)
-        with pytest.raises(CheckpointError, match="no usable checkpoint"):
+        with pytest.raises(CheckpointError, match=r"initial_weights: .*nowhere: no usable checkpoint"):
             load_initial_weights(config, model, topology, tokenizer_model)
