@@ -11,7 +11,10 @@ from pretrain.config.arguments import positive_int
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Add --checkpoint, of which every command says the same."""
     parser.add_argument(
-        "--checkpoint", type=Path, required=True, help="run directory (newest checkpoint) or step directory"
+        "--checkpoint",
+        type=Path,
+        required=True,
+        help="run directory (newest checkpoint, with a selection the best) or step directory",
     )
 
 

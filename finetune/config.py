@@ -68,7 +68,8 @@ class FinetuneConfig(JobConfig):
     """A complete finetuning run; the classes below say which task."""
 
     pretrained: str
-    """Run directory (its newest checkpoint) or checkpoint; gives weights, architecture and tokenizer."""
+    """Run directory (its newest checkpoint, with `selection` its best) or checkpoint; gives weights,
+    architecture and tokenizer."""
     from_scratch: bool = False
     """Start from random weights instead, everything else equal: what was pretraining worth?"""
     new_head: bool = False

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from finetune.config import SelectionConfig
 from finetune.source import BEST
 from pretrain.checkpoint import save_checkpoint
 from pretrain.checkpoint.manifest import list_checkpoints, step_directory, step_of, verify
+from pretrain.checkpoint.publish import remove
 from pretrain.job import Job
 from pretrain.parallel.collectives import broadcast_from_main
 
+_ALL = {"keep_last": 10**9}
+"""What is not needed here is not for retention to say."""
 LOWER_IS_BETTER = ("loss", "perplexity", "rmse", "mae")
 
 
@@ -36,28 +38,39 @@ class Selection:
     def resume(self, job: Job, step: int) -> None:
         """See the evaluations up to a step again; all ranks together.
 
-        What a killed attempt kept of later steps is removed, as they are evaluated again. Where the best
-        checkpoint is gone, the best is sought from here on.
+        Only one whose checkpoint is there can be the best; where a better one has lost its own, that is told.
         """
-        path = job.run_dir / "metrics.jsonl"
-        history: list[tuple[int, float]] = []
-        if job.topology.is_main and step and path.exists():
-            # The last line may be torn, by a kill; it is behind the checkpoint then.
-            complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
-            rows = [json.loads(line) for line in complete.splitlines()]
-            name = f"eval/{self._wanted.metric}"
-            history = [(row["step"], row[name]) for row in rows if name in row and row["step"] <= step]
-        for seen_step, value in broadcast_from_main(history):
-            self._is_better(seen_step, value)
-        if job.topology.is_main:
-            self._remove(job, lambda kept: kept > step)
-        if broadcast_from_main(job.topology.is_main and self._damage(job)):
-            self.best_step, self._since_best, self.finished = None, 0, False
+        history: list[tuple[int, float | None]] = []
+        if job.topology.is_main and step:
+            history = self._history(job, step)
+            kept = list_checkpoints(job.run_dir / BEST)
+            sound = {step_of(directory) for directory in kept if not verify(directory)}
+            wanted = _best_of(self._wanted, history)
+            history = [(seen, value if seen in sound else None) for seen, value in history]
+            if wanted is not None and wanted not in sound:
+                lost = step_directory(job.run_dir / BEST, wanted)
+                print(
+                    f"{lost}: missing or damaged; it was the best so far, now the best of the others counts. "
+                    "To have it again, start in another run_dir",
+                    flush=True,
+                )
+        for seen, value in broadcast_from_main(history):
+            self._is_better(seen, value)
 
     def settle(self, job: Job) -> None:
         """The run is complete: keep nothing but the best."""
         if job.topology.is_main:
-            self._remove(job, lambda kept: kept != self.best_step)
+            _keep_only(job, {self.best_step})
+
+    def _history(self, job: Job, step: int) -> list[tuple[int, float | None]]:
+        path = job.run_dir / "metrics.jsonl"
+        if not path.exists():
+            return []
+        # The last line may be torn, by a kill; it is behind the checkpoint then.
+        complete = path.read_text(encoding="utf-8").rpartition("\n")[0]
+        rows = [json.loads(line) for line in complete.splitlines()]
+        name = f"eval/{self._wanted.metric}"
+        return [(row["step"], row[name]) for row in rows if name in row and row["step"] <= step]
 
     def evaluated(self, job: Job, step: int, scores: Mapping[str, float]) -> str:
         """Judge an evaluation; all ranks together, with the same scores.
@@ -82,35 +95,20 @@ class Selection:
         return ""
 
     def _keep(self, job: Job, step: int) -> None:
-        """Save the weights in the directory of the best, and only then remove what was the best before.
+        """Save the weights in the directory of the best, and only then remove what is not needed any more.
 
-        Up to the newest checkpoint of the run the best stays, too: a killed run goes on from there, and may
-        find no better one after it.
+        What was the best at a checkpoint of the run, or at the one that may be being written, stays: a killed
+        run goes on from there, and may find no better one after it.
         """
-        config = job.config.model_copy(update={"run_dir": str(job.run_dir / BEST)})
-        save_checkpoint(job.engine, config, {"step": step}, job.extra_files)
+        checkpoint = job.config.checkpoint
+        changed = {"run_dir": str(job.run_dir / BEST), "checkpoint": checkpoint.model_copy(update=_ALL)}
+        save_checkpoint(job.engine, job.config.model_copy(update=changed), {"step": step}, job.extra_files)
         if job.topology.is_main:
-            resumed = max(map(step_of, list_checkpoints(job.run_dir)), default=0)
-            before = [kept for kept in map(step_of, list_checkpoints(job.run_dir / BEST)) if kept <= resumed]
-            wanted = {step, max(before, default=step)}
-            self._remove(job, lambda kept: kept not in wanted)
-
-    @staticmethod
-    def _remove(job: Job, unwanted: Callable[[int], bool]) -> None:
-        for directory in list_checkpoints(job.run_dir / BEST):
-            if unwanted(step_of(directory)):
-                shutil.rmtree(directory)
-
-    def _damage(self, job: Job) -> bool:
-        """Whether the best checkpoint cannot be used, which is told."""
-        problems = self.best_step is not None and verify(step_directory(job.run_dir / BEST, self.best_step))
-        if problems:
-            print(
-                f"{problems[0]}; it was the best of this run. From here on the best of what follows is kept; "
-                "for the best of all start again in another run_dir",
-                flush=True,
-            )
-        return bool(problems)
+            begun = (step - 1) // checkpoint.save_interval * checkpoint.save_interval
+            resumed = [begun, *map(step_of, list_checkpoints(job.run_dir))]
+            kept = list(map(step_of, list_checkpoints(job.run_dir / BEST)))
+            then = {max((best for best in kept if best <= point), default=step) for point in resumed}
+            _keep_only(job, {step} | then)
 
     def _is_better(self, step: int, value: float | None) -> bool:
         sign = -1.0 if self._wanted.metric in LOWER_IS_BETTER else 1.0
@@ -123,3 +121,17 @@ class Selection:
             self._since_best += 1
         self.finished = self._wanted.patience is not None and self._since_best >= self._wanted.patience
         return better
+
+
+def _best_of(wanted: SelectionConfig, history: Sequence[tuple[int, float | None]]) -> int | None:
+    """The best step of a history, whatever became of its checkpoint."""
+    judge = Selection(wanted)
+    for step, value in history:
+        judge._is_better(step, value)
+    return judge.best_step
+
+
+def _keep_only(job: Job, steps: Collection[int | None]) -> None:
+    for directory in list_checkpoints(job.run_dir / BEST):
+        if step_of(directory) not in steps:
+            remove(directory)

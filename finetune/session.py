@@ -74,6 +74,7 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     check_head(config, architecture, data.labels)
     teacher = read_teacher(config, source, data.labels)
     topology = initialize_topology(config.parallel.tensor_model_parallel_size)
+    _require_same_models(source, teacher)
     with claim_run_directory(config, topology) as claim:
         if _is_finished(config, topology):
             if topology.is_main:
@@ -150,6 +151,17 @@ def _job(
         selection=Selection(config.selection) if config.selection else None,
         extra_files=files,
     )
+
+
+def _require_same_models(source: Path, teacher: Source | None) -> None:
+    """A run that is still training may have got a newer checkpoint while the ranks looked for it."""
+    found = [str(source), str(teacher and teacher.directory)]
+    mains = broadcast_from_main(found)
+    if found != mains:
+        raise CheckpointError(
+            f"this rank found the models {listed(found)}, rank 0 {listed(mains)}: is one of them still in "
+            "training? Name a step directory"
+        )
 
 
 def _require_same_labels(run_dir: Path, labels: tuple[str, ...]) -> None:

@@ -46,9 +46,13 @@ def find_model(path: Path) -> Path:
     Raises:
         CheckpointError: If there is none, or the one named is damaged.
     """
-    if not list_checkpoints(path / BEST):
+    kept = list_checkpoints(path / BEST)
+    if not kept:
         return find_checkpoint(path)
-    best = find_checkpoint(path / BEST)
+    try:
+        best = find_checkpoint(kept[-1])
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; name a directory in {checkpoints_directory(path)}") from error
     if os.environ.get("RANK", "0") == "0":
         print(
             f"headwater: {path} has a selection: taking its best checkpoint, {best}; name a directory in "

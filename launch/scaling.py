@@ -13,7 +13,13 @@ from launch.estimate import readable_bytes
 from launch.traffic import GRADIENTS, Traffic, gradient_bytes, step_traffic
 from pretrain.config import ConfigError, RunConfig, load_config
 from pretrain.config.arguments import add_run_arguments, positive_int
-from pretrain.config.derive import flops_per_step, gradient_accumulation_steps, tokens_per_step
+from pretrain.config.derive import (
+    flops_per_step,
+    gradient_accumulation_steps,
+    padded_vocab_size,
+    parameter_count,
+    tokens_per_step,
+)
 from pretrain.config.layouts import is_offloaded
 
 RANKS = (8, 16, 32, 64, 128, 256, 512, 1024)
@@ -61,8 +67,8 @@ def step_time(config: RunConfig, world_size: int, speed: SpeedConfig, ranks_per_
         exposed = max(0.0, exposed - compute)
     elif _sums_early(config):
         forward = compute / (3 * again)
-        micro_batches = gradient_accumulation_steps(config, world_size)
-        exposed -= min(gradients, (compute - forward) / micro_batches)
+        backward = (compute - forward) / gradient_accumulation_steps(config, world_size)
+        exposed -= min(gradients * (1.0 - _embedding_share(config)), backward)
     return StepTime(compute=compute, tensor=seconds["tensor"], data=seconds["data"], exposed_data=exposed)
 
 
@@ -71,6 +77,11 @@ def _sums_early(config: RunConfig) -> bool:
     offloads = is_offloaded(config.deepspeed.get("zero_optimization") or {}, "offload_optimizer")
     in_bf16 = config.precision == "bf16" and config.parallel.zero_stage == 1
     return in_bf16 and gradient_bytes(config) == 4 and not offloads
+
+
+def _embedding_share(config: RunConfig) -> float:
+    """The part of the gradients that is there only when the backward pass is over."""
+    return padded_vocab_size(config.model) * config.model.hidden_size / parameter_count(config.model)
 
 
 def _link_rate(traffic: Traffic, config: RunConfig, speed: SpeedConfig, ranks_per_node: int) -> float:

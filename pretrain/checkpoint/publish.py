@@ -188,14 +188,28 @@ def prune(run_dir: Path, newest: Path, keep_last: int, keep_every: int = 0) -> N
     doomed += [path for path in list_set_aside(run_dir) if step_of(path) < step_of(past[-keep_last:][0])]
     doomed = list(dict.fromkeys(doomed))
     unfinished = [*root.glob(f"{WRITING}*"), *root.glob(f"{REMOVING}*")]  # of attempts that died
-    for path in (*doomed, *unfinished):
-        try:
-            if path in doomed:
-                path = path.rename(root / f"{REMOVING}{path.name}")  # never half of one under a good name
-                fault("save.prune")
-            shutil.rmtree(path)
-        except OSError as error:
-            print(f"warning: {path}: cannot be removed: {error.strerror}", flush=True)
+    for path in doomed:
+        remove(path)
+    for path in unfinished:
+        _remove_tree(path)
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint, never half of it under its good name; what cannot be removed is told and stays."""
+    try:
+        checkpoint = checkpoint.rename(checkpoint.with_name(f"{REMOVING}{checkpoint.name}"))
+    except OSError as error:
+        print(f"warning: {checkpoint}: cannot be removed: {error.strerror}", flush=True)
+        return
+    fault("save.prune")
+    _remove_tree(checkpoint)
+
+
+def _remove_tree(path: Path) -> None:
+    try:
+        shutil.rmtree(path)
+    except OSError as error:
+        print(f"warning: {path}: cannot be removed: {error.strerror}", flush=True)
 
 
 def _await_notes(staging: Path, world_size: int, given_up: threading.Event) -> list[dict[str, Any]]:

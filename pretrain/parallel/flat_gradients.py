@@ -110,7 +110,8 @@ class FlatGradients:
         """Note a gradient of the last micro-batch, and begin the sums that waited for it alone."""
         if index not in bucket.missing:
             raise RuntimeError(
-                "a gradient was added twice in one backward pass; its first part may be summed already"
+                "a gradient was added twice in one backward pass, as of a parameter in two recomputed parts; "
+                "the first half may be summed already"
             )
         bucket.missing.remove(index)
         ready = 0

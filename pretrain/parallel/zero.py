@@ -107,11 +107,11 @@ class Engine:
         the share needs; where gradients are summed here (`_summed_here`), nothing is to be undone.
         """
         averaged_over = 1 if self._summed_here else self.topology.data_parallel_size
-        self._micro_batches_left -= 1
-        self._at_boundary = self._micro_batches_left == 0
-        if self._at_boundary and self._flat_gradients:
+        if self._micro_batches_left == 1 and self._flat_gradients:
             self._flat_gradients.begin_last()
         self.deepspeed.backward(loss * averaged_over, scale_wrt_gas=False)
+        self._micro_batches_left -= 1
+        self._at_boundary = self._micro_batches_left == 0
         if self._at_boundary and self._flat_gradients:
             self._flat_gradients.finish()
         if not self._at_boundary:

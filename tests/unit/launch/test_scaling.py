@@ -60,7 +60,8 @@ def test_gradients_in_bf16_hide_behind_the_last_backward_pass() -> None:
     run = (24, 2304, 24, 1, 512)
     time = step_time(megatron_run(*run), 32, A100, 8)
     weights = time.data / 5  # two bytes once, beside four bytes twice
-    assert time.exposed_data == pytest.approx(weights)
+    embedding = 51200 * 2304 / parameter_count(megatron_run(*run).model)  # it comes last
+    assert time.exposed_data == pytest.approx(weights + embedding * (time.data - weights), rel=1e-3)
     slow = A100.model_copy(update={"between_nodes_gb_per_second": 0.23})
     time = step_time(megatron_run(*run), 32, slow, 8)
     assert time.data - time.exposed_data == pytest.approx(time.compute * 3 / 4 / 4)
