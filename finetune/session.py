@@ -26,7 +26,7 @@ from finetune.tasks.task import Encoder, Task
 from finetune.text import TextCodec, open_text_codec, tokenizer_files
 from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint
 from pretrain.checkpoint.files import write_json
-from pretrain.checkpoint.manifest import list_checkpoints, step_directory
+from pretrain.checkpoint.manifest import list_checkpoints, step_directory, wanted_by
 from pretrain.config import exit_codes
 from pretrain.config.derive import data_parallel_size
 from pretrain.data.steps import RankPlan
@@ -66,7 +66,8 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
         ConfigError, DataError, CheckpointError: Naming what to change.
     """
     require_libraries()
-    source = find_model(Path(config.pretrained))
+    with wanted_by("pretrained"):
+        source = find_model(Path(config.pretrained))
     architecture = read_architecture(source)
     config = with_model(config, architecture.model)
     known = architecture.labels if keeps_head(config, architecture) else None
