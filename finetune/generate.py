@@ -209,7 +209,10 @@ def _not_empty(text: str) -> str:
 
 
 def _seed(text: str) -> int:
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
     if value not in SEEDS:
         raise argparse.ArgumentTypeError(f"{value} is not in {SEEDS[0]} to {SEEDS[-1]}")
     return value

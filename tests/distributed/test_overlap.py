@@ -19,7 +19,7 @@ def ranks() -> Iterator[RankPool]:
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("kind", ["gpt", "bert"])
+@pytest.mark.parametrize("kind", ["gpt", pytest.param("bert", marks=pytest.mark.slow)])
 def test_small_buckets_are_summed_early_and_all_is_bit_identical(ranks: RankPool, kind: str) -> None:
     layout = Layout(1, 1, "bf16")
     few, many = (ranks.run(TRAIN, kind=kind, layout=layout, elements=size) for size in (2**24, 2**10))

@@ -187,6 +187,7 @@ def test_a_prompt_without_room_is_not_written(run, capsys):
     [
         ("--stop", "", "an empty text would end every text at once"),
         ("--seed", str(2**64), f"{2**64} is not in {-(2**63)} to {2**63 - 1}"),
+        ("--seed", "abc", "'abc' is no whole number"),
         ("--seed", str(2**63), "is not in"),
         ("--seed", str(-(2**63) - 1), "is not in"),
     ],
