@@ -65,9 +65,7 @@ def require_new_file(target: Path) -> None:
     """
     if target.is_dir():
         raise DataError(f"{target} is a directory; --out names the file to write")
-    if os.path.lexists(target):
-        raise DataError(f"{target} exists, not made by this command: remove it or choose another --out")
-    require_directory(target.parent)
+    require_absent(target)
 
 
 def require_directory(target: Path) -> None:

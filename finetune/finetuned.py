@@ -13,7 +13,7 @@ from torch import nn
 
 from finetune.kinds import Architecture
 from finetune.single_rank import LAYOUT, single_rank
-from finetune.source import read_source
+from finetune.source import read_source, trained_length
 from finetune.task_config import COLUMNS
 from finetune.tasks import open_task
 from finetune.tasks.task import Encoder, Task
@@ -73,7 +73,7 @@ def open_finetuned(path: Path, columns: Sequence[str] = ()) -> Iterator[Finetune
     task = open_task(section, _columns(section.kind, config.get("data") or {}, columns))
     model_config = source.architecture.model
     labels = source.architecture.labels or ()
-    length = int((config.get("batch") or {}).get("seq_length", model_config.max_position_embeddings))
+    length = trained_length(config, model_config)
     encoder = Encoder(open_text_codec(source.directory, model_config.vocab_size), length, labels)
     with single_rank() as topology:
         model = task.build(model_config, labels, **LAYOUT)

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_tools.errors import DataError
+from data_tools.tokenizer.interface import check_unicode
 
 LARGEST_FIELD = 1 << 30
 """Characters; the csv module's own limit is 128 KiB."""
@@ -48,7 +49,7 @@ class Record:
                 f"{self.where}: no {column!r}, which {key} asks for; the row has {listed(names)}{hint}"
             )
         value = self.fields[column]
-        _check_unicode(value, f"{self.where}: {column!r}")
+        check_unicode(_texts_in(value), f"{self.where}: {column!r}")  # JSON can escape half a character
         return value
 
     def text(self, column: str, key: str) -> str:
@@ -159,22 +160,17 @@ def _separator_hint(name: str) -> str:
     return "; is that the right separator? .csv files have commas, .tsv files tabs"
 
 
-def _check_unicode(value: object, place: str) -> None:
-    """Refuse a text that UTF-8 cannot store, also in lists and objects: JSON can escape half a character."""
+def _texts_in(value: object) -> Iterator[str]:
+    """Texts of a value, also in lists and objects."""
     if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise DataError(
-                f"{place} is not valid Unicode: lone surrogate at character {error.start}"
-            ) from error
+        yield value
     elif isinstance(value, dict):
         for name, one in value.items():
-            _check_unicode(name, place)
-            _check_unicode(one, place)
+            yield from _texts_in(name)
+            yield from _texts_in(one)
     elif isinstance(value, list):
         for one in value:
-            _check_unicode(one, place)
+            yield from _texts_in(one)
 
 
 def _tsv(path: Path) -> Iterator[Record]:

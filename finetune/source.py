@@ -28,7 +28,7 @@ from pretrain.checkpoint import (
     write_parameters,
 )
 from pretrain.checkpoint.manifest import checkpoints_directory, list_checkpoints, step_directory
-from pretrain.config.model import parse_model
+from pretrain.config.model import ModelConfig, parse_model
 from pretrain.config.section import Section
 
 LABELS = "labels.json"
@@ -91,10 +91,14 @@ def read_architecture(checkpoint: Path) -> Architecture:
 
 def longest_input(checkpoint: Path, of: Architecture) -> int:
     """Tokens that the model reads at most: what a finetuned BERT was trained with, else its positions."""
-    positions = of.model.max_position_embeddings
     if of.task is None or of.model.kind != "bert":
-        return positions
-    return int((read_config(checkpoint).get("batch") or {}).get("seq_length", positions))
+        return of.model.max_position_embeddings
+    return trained_length(read_config(checkpoint), of.model)
+
+
+def trained_length(config: Mapping[str, Any], model: ModelConfig) -> int:
+    """Tokens of the longest sequence of a run, from its saved config; an imported model has its positions."""
+    return int((config.get("batch") or {}).get("seq_length", model.max_position_embeddings))
 
 
 @dataclass(frozen=True, slots=True)

@@ -205,14 +205,14 @@ def checked_ids(tokenizer: Tokenizer, ids: Sequence[int] | npt.NDArray[np.intege
     return plain
 
 
-def check_unicode(texts: Iterable[str]) -> None:
-    """Raise a DataError that shows where a text cannot be stored as UTF-8."""
+def check_unicode(texts: Iterable[str], place: str = "text") -> None:
+    """Raise a DataError, beginning with `place`, that shows where a text cannot be stored as UTF-8."""
     for text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
             raise DataError(
-                f"text is not valid Unicode: lone surrogate at character {error.start}"
+                f"{place} is not valid Unicode: lone surrogate at character {error.start}"
             ) from error
 
 
