@@ -156,7 +156,7 @@ def _job(
 
 def _require_same_models(source: Path, teacher: Source | None) -> None:
     """A run that is still training may have got a newer checkpoint while the ranks looked for it."""
-    found = [str(source), str(teacher and teacher.directory)]
+    found = [str(source)] + ([] if teacher is None else [str(teacher.directory)])
     mains = broadcast_from_main(found)
     if found != mains:
         raise CheckpointError(

@@ -31,10 +31,11 @@ def read_conll(
             for first, sentence in _sentences(lines):
                 words, tags = [], []
                 for number, line in enumerate(sentence, start=first):
+                    fields = line.split("\t") if "\t" in line else line.split()
                     where = f"{path}:{number}"
-                    words.append(_column(line, word_column, "data.word_column", where))
+                    words.append(_column(fields, word_column, "data.word_column", where))
                     if tag_column is not None:
-                        tags.append(_column(line, tag_column, "data.tag_column", where))
+                        tags.append(_column(fields, tag_column, "data.tag_column", where))
                 if words[0] != DOCUMENT_START:
                     empty = False
                     yield f"{path}:{first}", words, tags
@@ -85,17 +86,12 @@ def _comment_test(lines: Sequence[str]) -> Callable[[str], bool]:
     return is_comment
 
 
-def _fields(line: str) -> list[str]:
-    return line.split("\t") if "\t" in line else line.split()
-
-
-def _column(line: str, column: int, key: str, where: str) -> str:
-    fields = _fields(line)
+def _column(fields: list[str], column: int, key: str, where: str) -> str:
     if not -len(fields) <= column < len(fields):
         raise DataError(
             f"{where}: {len(fields)} columns, so there is no number {column} ({key} in the config)"
         )
     value = fields[column].strip()
-    if not value and not line.startswith(DOCUMENT_START):
+    if not value and not fields[0].startswith(DOCUMENT_START):
         raise DataError(f"{where}: column {column} is empty ({key} in the config)")
     return value

@@ -55,10 +55,11 @@ class FlatGradients:
         self._ranks = ranks
         self._early = early
         self._buckets: dict[tuple[int, int], _Bucket] = {}
-        """By group and index of the parameter; in the order in which they are summed."""
+        """By group and index of the parameter."""
         if ranks.size() > 1:
             places = {parameter: place for place, parameter in enumerate(parameters)}
             self._buckets = _buckets(optimizer, places)
+        self._in_order = tuple(dict.fromkeys(self._buckets.values()))
         self._waiting: list[_Bucket] = []
         self._sums: list[dist.Work] = []
         optimizer._update_hp_grad = self._write_or_add
@@ -66,7 +67,7 @@ class FlatGradients:
 
     def begin_last(self) -> None:
         """To be called before the last backward pass of a step."""
-        self._waiting = list(dict.fromkeys(self._buckets.values()))
+        self._waiting = list(self._in_order)
         for bucket in self._waiting:
             bucket.missing = set(bucket.members)
 
