@@ -29,7 +29,8 @@ BERT = BertModelConfig(
 
 @pytest.mark.parametrize("settings", [(384, 316, 64), (384, 317, 63), (384, 0, 380), (195, 127, 64)])
 def test_settings_that_let_windows_move_on_are_taken(settings):
-    with_model(configured(*settings), BERT)
+    config = with_model(configured(*settings), BERT)
+    assert (config.batch.seq_length, config.task.stride, config.task.max_question_tokens) == settings
 
 
 @pytest.mark.parametrize(
