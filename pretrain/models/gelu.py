@@ -37,18 +37,17 @@ class _Gelu(torch.autograd.Function):
         outputs = torch.empty_like(inputs)
         derivative = torch.empty_like(inputs) if with_gradient else None
         linear = torch.full((min(_BLOCK, len(inputs)),), _LINEAR, dtype=torch.float32)
-        blocks = torch.empty_like(linear), torch.empty_like(linear), torch.empty_like(linear)
+        blocks = tuple(torch.empty_like(linear) for _ in range(4))
         for start in range(0, len(inputs), _BLOCK):
             here = slice(start, min(start + _BLOCK, len(inputs)))
-            size = here.stop - start
-            y, squared, sigmoid = (block[:size] for block in blocks)
+            y, sigmoid, slope, w_slope = (block[: here.stop - start] for block in blocks)
+            constant = linear[: len(y)]
             y.copy_(inputs[here])
-            torch.mul(y, y, out=squared)
-            torch.add(linear[:size], squared, alpha=_CUBIC, out=sigmoid).mul_(y).sigmoid_()
-            if derivative is not None:  # sigmoid(w) + (sigmoid(w) - sigmoid(w)^2) y w'
-                torch.add(linear[:size], squared, alpha=3 * _CUBIC, out=squared)
-                slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1).mul_(y)
-                derivative[here] = slope.mul_(squared).add_(sigmoid)
+            torch.addcmul(constant, y, y, value=_CUBIC, out=sigmoid).mul_(y).sigmoid_()
+            if derivative is not None:  # sigmoid(w) + y sigmoid'(w) w'
+                torch.ops.aten.sigmoid_backward(y, sigmoid, grad_input=slope)
+                torch.addcmul(constant, y, y, value=3 * _CUBIC, out=w_slope)
+                derivative[here] = torch.addcmul(sigmoid, slope, w_slope, out=slope)
             outputs[here] = y.mul_(sigmoid)
         ctx.save_for_backward(derivative)
         return outputs.view(whole.shape)

@@ -158,3 +158,16 @@ def peak_bytes(found: profile) -> int:
         now += event.nbytes()
         peak = max(peak, now)
     return peak
+
+
+def test_the_factor_of_the_backward_pass_is_not_rounded_to_bf16() -> None:
+    hidden = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).requires_grad_()
+    weight = torch.randn(32, 8, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16).requires_grad_()
+    labels, part = torch.arange(6), VocabularySlice(real=32)
+    factor = torch.tensor(1 / 3)
+    made = []
+    for scale in (torch.tensor(1.0), factor):
+        loss = vocabulary_loss(hidden, (weight, None), labels, None, part) * scale
+        made.append(torch.autograd.grad(loss, (hidden, weight)))
+    for whole, scaled in zip(*made, strict=True):
+        assert torch.equal(scaled, (whole.double() * factor.double()).to(torch.bfloat16))
