@@ -111,8 +111,9 @@ def projection_bytes(config: RunConfig) -> int:
     """Peak of the vocabulary projection with its loss (`pretrain.models.vocabulary`), beside the activations.
 
     The forward pass has a chunk of logits, a block of it in fp32, and the gradients of hidden states and
-    weight; the weight's is summed in fp32 where there are several chunks, and to add 16 bits to fp32 torch
-    makes an fp32 copy. The backward pass multiplies both by a factor in place.
+    weight; the weight's is summed in fp32 where there are several chunks. In fp32 a chunk's share is added
+    as it is made; in 16 bits there is the share, and torch makes an fp32 copy to add it. The backward pass
+    multiplies both by a factor in place.
     """
     model, rows = config.model, padded_vocab_size(config.model) / config.parallel.tensor_model_parallel_size
     predicted = config.batch.micro_batch_size * config.batch.seq_length * predicted_share(config)
@@ -120,9 +121,11 @@ def projection_bytes(config: RunConfig) -> int:
     w = weight_bytes(config.precision)
     hidden, weight = w * predicted * model.hidden_size, rows * model.hidden_size
     several = logits < predicted * rows
-    held, copied = (4 * weight, (4 if w < 4 else 0) * weight) if several else (0, 0)
+    held = 4 * weight if several else 0
+    copied = 4 * weight if several and w < 4 else 0
+    share = 0 if several and w == 4 else w * weight
     block = 4 * min(logits, _BLOCK_LOGITS)
-    forward = w * logits + hidden + held + max(block, w * weight + copied)
+    forward = w * logits + hidden + held + max(block, share + copied)
     backward = hidden + max(w * weight, held + copied)
     return int(max(forward, backward))
 

@@ -208,7 +208,7 @@ class _Gradients:
 def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
     """fp32 factor x gradient, in place where the type stays."""
     if gradient.dtype == dtype and factor.device.type == "cpu":
-        return gradient.mul_(factor)  # in fp32, as the factor has no dimension; on CUDA it would be rounded first
+        return gradient.mul_(factor)  # in fp32, as the factor has no dimension; CUDA would round it first
     scaled = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
     flat, source = scaled.view(-1, 1), gradient.view(-1, 1)
     for rows in _blocks(source):

@@ -161,13 +161,14 @@ def peak_bytes(found: profile) -> int:
 
 
 def test_the_factor_of_the_backward_pass_is_not_rounded_to_bf16() -> None:
-    hidden = torch.randn(6, 8, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16).requires_grad_()
-    weight = torch.randn(32, 8, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16).requires_grad_()
-    labels, part = torch.arange(6), VocabularySlice(real=32)
+    draw = torch.Generator().manual_seed(1)
+    hidden, weight = (
+        torch.randn(rows, 8, generator=draw).to(torch.bfloat16).requires_grad_() for rows in (6, 32)
+    )
     factor = torch.tensor(1 / 3)
     made = []
     for scale in (torch.tensor(1.0), factor):
-        loss = vocabulary_loss(hidden, (weight, None), labels, None, part) * scale
-        made.append(torch.autograd.grad(loss, (hidden, weight)))
+        loss = vocabulary_loss(hidden, (weight, None), torch.arange(6), None, VocabularySlice(real=32))
+        made.append(torch.autograd.grad(loss * scale, (hidden, weight)))
     for whole, scaled in zip(*made, strict=True):
         assert torch.equal(scaled, (whole.double() * factor.double()).to(torch.bfloat16))
