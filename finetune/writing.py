@@ -142,8 +142,8 @@ class Writer:
         itself = earlier[None, :] == places[:, None]  # padding sees itself, for a softmax needs something
         mask = (causal & real | itself)[:, None]  # [B, 1, S, T]
         positions = (places[None, :] - pads[:, None]).clamp(0, self._context - 1)  # fillers may lie behind it
-        logits: Tensor = self._model(new, position_ids=positions, attention_mask=mask)["logits"]
-        return logits[:, -1, : self._vocab_size].float().cpu()  # the padded rows were never trained
+        logits: Tensor = self._model.next_logits(new, positions, mask)
+        return logits[:, : self._vocab_size].float().cpu()  # the padded rows were never trained
 
 
 class _Text:

@@ -35,6 +35,7 @@ class GPT(GPTModel):  # type: ignore[misc]
         self.output_layer.__class__ = VocabularyLinear  # GPTModel does not let its class be chosen
         self.model_config = model
         self.rotary_angles = RotaryAngles(model) if rope else None
+        self._only_last = False
 
     def forward(
         self,
@@ -69,6 +70,18 @@ class GPT(GPTModel):  # type: ignore[misc]
             return {"logits": super().forward(tokens, positions, mask)}
         return {"lm_loss": super().forward(tokens, positions, mask, labels=labels, loss_mask=loss_mask)}
 
+    def next_logits(self, tokens: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """[B, V / TP] logits behind the last token; the other positions are not projected.
+
+        Args: as for `forward`; not under sequence parallelism.
+        """
+        self._only_last = True
+        try:
+            logits: Tensor = self(tokens, position_ids=position_ids, attention_mask=attention_mask)["logits"]
+        finally:
+            self._only_last = False
+        return logits[:, 0]
+
     def _preprocess(self, input_ids: Tensor, position_ids: Tensor, **_megatron: Any) -> tuple[Any, ...]:
         """Embeddings and rotary angles; called by GPTModel in place of its own, which needs CUDA for rope."""
         hidden = self.embedding(input_ids=input_ids, position_ids=position_ids)
@@ -82,6 +95,8 @@ class GPT(GPTModel):  # type: ignore[misc]
         tied = self.share_embeddings_and_output_weights
         weight = self.shared_embedding_or_output_weight() if tied else None
         if labels is None:
+            if self._only_last:
+                hidden_states = hidden_states[-1:]
             logits: Tensor = self.output_layer(hidden_states, weight=weight)[0]
             return logits.transpose(0, 1).contiguous()
         loss: Tensor = self.output_layer(

@@ -89,6 +89,21 @@ def test_the_cache_gives_the_logits_of_the_whole_text(style):
         assert torch.equal(model(tokens)["logits"], whole)  # without the cache all is as before
 
 
+def test_only_the_last_place_is_projected_for_the_next_token():
+    config = GPTModelConfig(kind="gpt", init_std=0.2, **SIZES)
+    with single_rank(), torch.no_grad():
+        model = GPT(config, **LAYOUT).eval()
+        tokens = torch.randint(90, (3, 12), generator=torch.Generator().manual_seed(1))
+        places = torch.arange(12)
+        mask = (places[None, :] <= places[:, None]).expand(3, 1, -1, -1)
+        rows = []
+        model.output_layer.register_forward_pre_hook(lambda _layer, inputs: rows.append(inputs[0].shape[0]))
+        following = model.next_logits(tokens, places.expand(3, -1), mask)
+        whole = model(tokens)["logits"]
+    assert torch.allclose(following, whole[:, -1], atol=1e-5)
+    assert rows == [1, 12]
+
+
 def test_a_full_cache_is_an_error():
     cache = KeyValueCache(2)
     cache.extend(torch.zeros(2, 1, 1, 4), torch.zeros(2, 1, 1, 4))
@@ -106,9 +121,9 @@ class Parrot(torch.nn.Module):
         self.unused = torch.nn.Parameter(torch.zeros(1))
         self.model_config = GPTModelConfig(kind="gpt", **SIZES | {"vocab_size": codec.vocab_size})
 
-    def forward(self, tokens, position_ids, attention_mask):
-        following = torch.tensor(self.words)[(position_ids - self.start) % len(self.words)]
-        return {"logits": torch.nn.functional.one_hot(following, 1024).float()}
+    def next_logits(self, tokens, position_ids, attention_mask):
+        following = torch.tensor(self.words)[(position_ids[:, -1] - self.start) % len(self.words)]
+        return torch.nn.functional.one_hot(following, 1024).float()
 
 
 @pytest.mark.parametrize(
