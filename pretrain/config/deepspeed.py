@@ -64,13 +64,6 @@ def contradictions(config: JobConfig, world_size: int) -> list[str]:
     """Keys of the `deepspeed:` section that disagree with what is generated, one sentence each."""
     problems: list[str] = []
     _compare(config.deepspeed, generated_keys(config, world_size), "deepspeed", problems)
-    for key, instead in (
-        ("optimizer", "optimizer:"),
-        ("scheduler", "schedule:"),
-        ("tensor_parallel", "parallel:"),
-    ):
-        if key in config.deepspeed:
-            problems.append(f"deepspeed.{key}: Headwater sets this up itself; use the section `{instead}`")
     for kind in ("bf16", "fp16"):
         if kind in config.deepspeed and config.precision != kind:
             problems.append(

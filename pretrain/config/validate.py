@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pretrain.config.deepspeed import contradictions
+from pretrain.config.deepspeed_keys import key_problems
 from pretrain.config.derive import data_parallel_size, padded_vocab_size
 from pretrain.config.layouts import refusals
 from pretrain.config.model import model_problems
@@ -20,6 +21,7 @@ def job_problems(config: JobConfig, world_size: int | None = None) -> list[str]:
     """The checks that do not look at the model or the data; finetuning shares them."""
     problems = _schedule_problems(config)
     problems += refusals(config.parallel.model_dump(), config.precision, config.deepspeed)
+    problems += key_problems(config.deepspeed)
     problems += _sequence_problems(config)
     problems += _batch_problems(config, world_size)
     if world_size is not None and not problems:

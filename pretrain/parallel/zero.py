@@ -18,10 +18,14 @@ import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero import stage_1_and_2
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from pretrain.config.deepspeed import deepspeed_config, running_stage
+from pretrain.config.deepspeed_keys import refused_by_deepspeed
+from pretrain.config.errors import ConfigError
 from pretrain.config.schema import JobConfig
 from pretrain.parallel.flat_gradients import FlatGradients
 from pretrain.parallel.loss_scale import LossScale
@@ -68,13 +72,16 @@ class Engine:
         if config.parallel.sequence_parallel:
             reduce_partial_gradients(model, topology)
         self.deepspeed: Any
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=deepspeed_config(config, topology.world_size),
-            mpu=ModelParallelUnit(topology),
-            dist_init_required=None,
-        )
+        try:
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=deepspeed_config(config, topology.world_size),
+                mpu=ModelParallelUnit(topology),
+                dist_init_required=None,
+            )
+        except (ValidationError, DeepSpeedConfigError) as error:
+            raise ConfigError(refused_by_deepspeed(config.deepspeed, error)) from error
         alone = topology.data_parallel_size == 1
         self._flat_gradients = _flat_gradients(self.deepspeed, topology)
         self._summed_here = bool(self._flat_gradients) or (alone and self.zero_stage == 0)

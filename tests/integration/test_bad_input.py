@@ -40,6 +40,12 @@ def test_wrong_config(corpus: Path, tmp_path: Path, override: str, expected: str
     assert not (tmp_path / "run").exists()  # no rank started
 
 
+def test_key_that_only_deepspeed_refuses(corpus: Path, tmp_path: Path) -> None:
+    override = ["--set", "deepspeed.zero_optimization.reduce_bucket_sizes=5"]
+    output = refuse([*LAUNCH[:-1], "1", *tiny_run("gpt", corpus, tmp_path / "run"), *override])
+    assert "deepspeed.zero_optimization.reduce_bucket_sizes: DeepSpeed says: Extra inputs" in output
+
+
 def test_missing_corpus(tmp_path: Path) -> None:
     output = refuse([*LAUNCH, *tiny_run("gpt", tmp_path / "nowhere", tmp_path / "run")])
     assert str(tmp_path / "nowhere") in output

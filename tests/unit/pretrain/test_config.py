@@ -26,11 +26,12 @@ def problems(*overrides: str, world_size: int | None = None) -> list[str]:
 
 def test_overrides_are_read_as_yaml_and_typed() -> None:
     config = load_config(
-        TINY, ["optimizer.lr=3e-4", "data.corpora.0.path=/x y", "deepspeed.a.b=[1, 2]", "data.tokenizer=null"]
+        TINY,
+        ["optimizer.lr=3e-4", "data.corpora.0.path=/x y", "deepspeed.aio.b=[1, 2]", "data.tokenizer=null"],
     )
     assert config.optimizer.lr == 3e-4
     assert config.data.corpora[0].path == "/x y"
-    assert config.deepspeed == {"a": {"b": [1, 2]}}
+    assert config.deepspeed == {"aio": {"b": [1, 2]}}
     assert config.data.tokenizer is None
 
 

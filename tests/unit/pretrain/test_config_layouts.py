@@ -89,6 +89,12 @@ def test_offload_switched_off_is_no_offload() -> None:
         ),
         (["precision=bf16", "deepspeed.bf16.bf16_optimizer_states=true"], "Adam's moments are fp32"),
         (["deepspeed.fp16.loss_scale=8"], "deepspeed.fp16: contradicts precision: fp32"),
+        (
+            ["deepspeed.comunication_data_type=bf16"],
+            "deepspeed.comunication_data_type: unknown key; did you mean 'communication_data_type'?",
+        ),
+        (["deepspeed.gradient_allreduce_op=sum"], "deepspeed.gradient_allreduce_op: would scale"),
+        (["deepspeed.scheduler.type=WarmupLR"], "use the section `schedule:`"),
     ],
 )
 def test_refusals_reach_the_user(overrides: list[str], expected: str) -> None:
