@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_tools.errors import DataError
 from data_tools.hf_tokenizer import PROBES, Compared, ModelKind, prove_same_ids, write_hf_files
-from data_tools.publish import publish_directory
+from data_tools.publish import publish_directory, require_absent
 from data_tools.reading import find_inputs
 from data_tools.text_sample import SampleOptions, draw_sample, sample_chunks
 from data_tools.tokenizer import load_tokenizer
@@ -37,8 +37,9 @@ def export_tokenizer(  # noqa: PLR0913 (what to write, and what to prove it on)
         How much was compared.
 
     Raises:
-        DataError: a text has other ids (shows where), the model has no counterpart, or `out` exists.
+        DataError: a text has other ids (shows where), the model has no counterpart, or `out` is in the way.
     """
+    require_absent(out)
     original = load_tokenizer(model)
     texts: list[str] = []
     if inputs:

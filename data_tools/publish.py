@@ -48,11 +48,10 @@ def require_absent(target: Path) -> None:
     """Refuse a directory to publish that exists, unless it is empty.
 
     Raises:
-        DataError: `target` is in the way, or a parent of it is no directory.
+        DataError: `target` is in the way, or its directory cannot be written.
     """
-    if target.is_dir() and not any(target.iterdir()):
-        return
-    if os.path.lexists(target):
+    empty = target.is_dir() and not any(target.iterdir())
+    if os.path.lexists(target) and not empty:
         raise DataError(f"{target} exists, not made by this command: remove it or choose another --out")
     require_directory(target.parent)
 
@@ -61,22 +60,34 @@ def require_new_file(target: Path) -> None:
     """Refuse a file to write that exists; a directory is in its way also if it is empty.
 
     Raises:
-        DataError: `target` is in the way, or a parent of it is no directory.
+        DataError: `target` is in the way, or its directory cannot be written.
     """
-    if target.is_dir():
-        raise DataError(f"{target} is a directory; --out names the file to write")
+    require_file(target)
     require_absent(target)
 
 
-def require_directory(target: Path) -> None:
-    """Refuse what neither is a directory nor can become one.
+def require_file(target: Path) -> None:
+    """Refuse what neither is a file to replace nor can become one.
 
     Raises:
-        DataError: `target` or a parent of it is something else; the error names it.
+        DataError: `target` is a directory, or its own cannot be written.
+    """
+    if target.is_dir():
+        raise DataError(f"{target} is a directory; --out names the file to write")
+    require_directory(target.parent)
+
+
+def require_directory(target: Path) -> None:
+    """Refuse what neither is a directory to write into nor can become one.
+
+    Raises:
+        DataError: `target` or a parent of it is something else or cannot be written; the error names it.
     """
     target = Path(os.path.abspath(target))
     for path in (target, *target.parents):
         if path.is_dir():
+            if not os.access(path, os.W_OK | os.X_OK):
+                raise DataError(f"{path} cannot be written into; choose another --out")
             return
         if os.path.lexists(path):
             raise DataError(f"{path} is no directory; choose another --out")

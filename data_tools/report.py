@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from data_tools import report_page as html
 from data_tools.corpus_record import corpus_record
 from data_tools.prepare import QUARANTINE_NAME
-from data_tools.publish import write_file
+from data_tools.publish import require_file, write_file
 from data_tools.shard_format import Manifest
 from data_tools.shard_reader import iterate_documents, open_corpus
 from data_tools.tokenizer import corpus_tokenizer, load_tokenizer
@@ -28,8 +28,9 @@ def write_report(corpus: Path, out: Path) -> None:
     """Write the page of a corpus that `prepare` or `merge` made.
 
     Raises:
-        DataError: the directory is no corpus, or a shard is damaged.
+        DataError: the directory is no corpus, a shard is damaged, or `out` cannot be written.
     """
+    require_file(out)
     record = corpus_record(corpus)
     manifests = open_corpus(corpus)
     facts = _Facts(manifests)

@@ -20,7 +20,7 @@ import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
 from data_tools.errors import DataError
-from data_tools.publish import write_file, write_json
+from data_tools.publish import require_file, write_file, write_json
 from data_tools.reading import InputFile, ReadOptions, check_unchanged, chunk_digest, find_inputs
 from data_tools.record import check_record, input_entries, read_record
 from data_tools.text_sample import SampleOptions, TextSample, draw_sample, sample_chunks
@@ -89,7 +89,7 @@ def train_tokenizer(
 
     Raises:
         DataError: bad options or input, no text, a vocabulary that the corpus cannot fill, or an
-            `out` that was made from something else.
+            `out` that was made from something else or cannot be written.
     """
     _check_options(options)
     sampling = SampleOptions(
@@ -108,6 +108,7 @@ def train_tokenizer(
             raise DataError(f"{out} exists, not made by this command: remove it or choose another --out")
         check_record(record, recorded_options, files, chunks, out)
         return _finished(out, record)
+    require_file(out)
     if not chunks:
         raise DataError(f"the corpus is empty: {files[0].url} holds no text")
     sample = draw_sample(chunks, sampling)

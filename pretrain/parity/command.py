@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
+from data_tools.publish import require_file, write_file
 from pretrain.config import ConfigError, load_config
 from pretrain.config.arguments import add_run_arguments, positive_int
 from pretrain.parity.layouts import Layout, product_of_layouts
@@ -53,6 +54,8 @@ def main(argv: Sequence[str], probe: str = PROBE) -> int:
     args = _parser().parse_args(argv)
     base = shrunk(load_config(args.config, args.overrides))
     layouts = _chosen(args)
+    if args.out:
+        require_file(args.out)
     rows = _equal_rows(args)
     known = {row[0] for row in rows}
     missing = [layout for layout in layouts if str(layout) not in known]
@@ -68,7 +71,7 @@ def main(argv: Sequence[str], probe: str = PROBE) -> int:
             rows.append(row)
             wrong += [f"{layout}: {fault}" for fault in faults]
             if args.out:
-                args.out.write_text(_markdown(args, rows), encoding="utf-8")
+                write_file(args.out, _markdown(args, rows).encode())
     for text in wrong:
         print(f"DIFFERS {text}")
     print(

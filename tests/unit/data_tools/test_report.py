@@ -43,3 +43,16 @@ def test_the_page_holds_the_numbers_and_nothing_from_outside(
 def test_a_directory_without_a_corpus_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not a prepared corpus: it has no prepare\.json"):
         main(["report", str(tmp_path)])
+
+
+def test_an_out_that_cannot_be_written_is_told_before_the_work_and_a_page_may_be_written_again(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "page.html").write_text("before")
+    assert main(["report", str(corpus), "--out", str(tmp_path / "page.html")]) == 0
+    assert "<!doctype html>" in (tmp_path / "page.html").read_text()
+    monkeypatch.setattr("data_tools.report.open_corpus", lambda path: pytest.fail("worked"))
+    with pytest.raises(DataError, match="is a directory; --out names the file to write"):
+        main(["report", str(corpus), "--out", str(tmp_path)])
+    with pytest.raises(DataError, match=r"page\.html is no directory; choose another --out"):
+        main(["report", str(corpus), "--out", str(tmp_path / "page.html" / "more")])

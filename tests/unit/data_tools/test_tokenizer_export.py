@@ -152,7 +152,7 @@ def test_the_command_exports_and_tells_what_it_compared(
         p.name for p in out.iterdir()
     }
     with pytest.raises(DataError, match="exists"):
-        run(model.path, "--out", out)
+        run(tmp_path / "no.model", "--out", out)  # before anything is read
 
 
 def test_a_single_other_id_is_refused_with_its_text(

@@ -38,6 +38,15 @@ def test_training_is_reproducible_and_a_rerun_is_complete(
         train_tokenizer([corpus_file], out, options)
 
 
+def test_an_out_that_cannot_be_written_is_told_before_the_training(
+    tmp_path: Path, corpus_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_tools.train_tokenizer.draw_sample", lambda *_: pytest.fail("worked"))
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file is no directory; choose another --out"):
+        train_tokenizer([corpus_file], tmp_path / "file" / "a.model", TokenizerOptions(vocab_size=400))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 from data_tools.errors import DataError
-from data_tools.publish import publish_directory, require_absent, require_directory, require_new_file
+from data_tools.publish import (
+    publish_directory,
+    require_absent,
+    require_directory,
+    require_file,
+    require_new_file,
+)
 from finetune import audit, embed, evaluate, explain, export_adapter, export_hf, generate, import_hf, predict
 from tests.unit.finetune.test_conversion import architecture, write_run
 
@@ -69,8 +75,18 @@ def test_directories_may_be_empty_and_what_is_new_may_be_made(tmp_path):
     for new in ("new", "new/more"):
         require_absent(tmp_path / new)
         require_new_file(tmp_path / new)
+        require_file(tmp_path / new)
         require_directory(tmp_path / new)
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     for require in (require_absent, require_new_file, require_directory):
         with pytest.raises(DataError, match="dangling"):
             require(tmp_path / "dangling")
+
+
+@pytest.mark.parametrize("require", [require_absent, require_new_file, require_file, require_directory])
+def test_a_directory_without_the_right_to_write_is_told(require, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.access", lambda path, mode: path != tmp_path)  # the tests may run as root
+    with pytest.raises(DataError, match=f"{tmp_path} cannot be written into; choose another --out"):
+        require(tmp_path / "new" / "more")
+    (tmp_path / "there").mkdir()
+    require(tmp_path / "there" / "new")

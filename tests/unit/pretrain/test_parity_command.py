@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import pretrain.parity
+from data_tools.errors import DataError
 from pretrain.config import ConfigError
 from pretrain.parity.command import main
 from pretrain.parity.layouts import Layout
@@ -63,3 +64,12 @@ def test_a_table_of_something_else_is_refused(ran: list[str], tmp_path: Path) ->
         main([*LAYOUTS, "--out", str(out), "--resume"])
     with pytest.raises(ConfigError, match="--resume: takes --out FILE"):
         main([*LAYOUTS, "--resume"])
+
+
+def test_an_out_that_cannot_be_written_is_told_before_any_layout_runs(ran: list[str], tmp_path: Path) -> None:
+    for more in ([], ["--resume"]):
+        with pytest.raises(DataError, match="is a directory; --out names the file to write"):
+            main([*LAYOUTS, "--out", str(tmp_path), *more])
+    assert not ran
+    assert main([*LAYOUTS, "--out", str(tmp_path / "new" / "table.md")]) == 1
+    assert (tmp_path / "new" / "table.md").exists()
