@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError
+from data_tools.plain_json import to_json
 
 
 @contextmanager
@@ -105,8 +105,8 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file with `write_file`."""
-    write_file(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    """Write a JSON file with `write_file`; NaN and infinities become null."""
+    write_file(path, (to_json(value, indent=1) + "\n").encode())
 
 
 def _lock_directory(path: Path) -> int:

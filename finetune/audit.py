@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -66,7 +65,7 @@ def audit(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
     Raises:
         CheckpointError, ConfigError, DataError: Naming what to change.
     """
-    from data_tools.publish import require_new_file, write_file
+    from data_tools.publish import require_new_file, write_json
     from finetune.generate import open_writer
 
     require_new_file(arguments.out)
@@ -79,7 +78,7 @@ def audit(arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
             found["exposure"] = exposure(
                 writer, arguments.canaries, arguments.candidates, arguments.batch_size
             )
-    write_file(arguments.out, json.dumps(found, indent=2, ensure_ascii=False).encode() + b"\n")
+    write_json(arguments.out, found)
     return found
 
 

@@ -8,7 +8,6 @@ published ones, and nothing of the harness is written anew here.
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError
+from data_tools.plain_json import to_json
 from data_tools.publish import write_file
 from finetune.export_hf import export
 from finetune.report import METRICS
@@ -108,7 +108,7 @@ def _make_directory(out: Path) -> None:
 
 def _write(path: Path, results: dict[str, Any], origin: dict[str, Any]) -> None:
     kept = {name: results[name] for name in KEPT if name in results} | origin
-    write_file(path, json.dumps(kept, indent=2, default=str).encode() + b"\n")
+    write_file(path, (to_json(kept, indent=1, default=str) + "\n").encode())
 
 
 def _tables(results: dict[str, Any]) -> list[str]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from data_tools.errors import DataError
+from data_tools.plain_json import to_json
 
 
 def require_free(where: str, fields: Mapping[str, Any], column: str) -> None:
@@ -39,23 +38,8 @@ def output_line(fields: Mapping[str, Any], column: str, value: object) -> bytes:
         value: What to write there.
     """
     row = {**fields, column: value}
-    try:
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
-    except ValueError:
-        row = _finite(row)
-        text = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str)
+    text = to_json(row, default=str)
     try:
         return text.encode() + b"\n"
     except UnicodeEncodeError:
-        return json.dumps(row, allow_nan=False, default=str).encode() + b"\n"
-
-
-def _finite(value: Any) -> Any:
-    """The value with None in place of numbers that are none."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _finite(one) for name, one in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(one) for one in value]
-    return value
+        return to_json(row, ensure_ascii=True, default=str).encode() + b"\n"

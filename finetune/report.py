@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_tools.publish import write_file
+from data_tools.plain_json import to_json
+from data_tools.publish import write_file, write_json
 from finetune.evaluation import Evaluation
 from finetune.tasks.task import Task
 
@@ -28,11 +29,10 @@ def write_report(
     written = []
     samples = _error_samples(task, rows, evaluation)
     if evaluation.answers:
-        lines = (json.dumps(sample, ensure_ascii=False).encode() + b"\n" for sample in samples)
+        lines = (to_json(sample).encode() + b"\n" for sample in samples)
         write_file(directory / ERRORS, b"".join(lines))
         written.append(directory / ERRORS)
-    metrics = {**evaluation.scores, "rows": len(rows)}
-    write_file(directory / METRICS, json.dumps(metrics, indent=2).encode() + b"\n")
+    write_json(directory / METRICS, {**evaluation.scores, "rows": len(rows)})
     written.append(directory / METRICS)
     if evaluation.answers and 1 < len(labels) <= MOST_LABELS and "label" in evaluation.answers[0]:
         truth, found = [task.truth(row) for row in rows], [answer["label"] for answer in evaluation.answers]
@@ -49,7 +49,7 @@ def write_report(
 def _error_samples(task: Task, rows: Sequence[Any], evaluation: Evaluation) -> list[dict[str, Any]]:
     """The worst answers with their rows."""
     pairs = [
-        (task.error(answer, row), answer, row)
+        (_worst_if_nan(task.error(answer, row)), answer, row)
         for answer, row in zip(evaluation.answers, rows, strict=bool(evaluation.answers))
     ]
     wrong = sorted((pair for pair in pairs if pair[0] > 0), key=lambda pair: -pair[0])[:ERROR_SAMPLES]
@@ -63,6 +63,10 @@ def _error_samples(task: Task, rows: Sequence[Any], evaluation: Evaluation) -> l
         }
         for error, answer, row in wrong
     ]
+
+
+def _worst_if_nan(error: float) -> float:
+    return math.inf if math.isnan(error) else error
 
 
 def _input(row: Any) -> dict[str, Any]:

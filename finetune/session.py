@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_tools.publish import write_json
 from finetune.batches import ExampleStream
 from finetune.config import FinetuneConfig, with_model
 from finetune.distillation import add_teacher, read_teacher
@@ -25,7 +26,6 @@ from finetune.tasks.sft import packed
 from finetune.tasks.task import Encoder, Task
 from finetune.text import TextCodec, open_text_codec, tokenizer_files
 from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint
-from pretrain.checkpoint.files import write_json
 from pretrain.checkpoint.manifest import list_checkpoints, step_directory, wanted_by
 from pretrain.config import exit_codes
 from pretrain.config.derive import data_parallel_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from data_tools.publish import write_json
 from finetune.config import load_finetune_config
 from pretrain.config import ConfigError, exit_codes
 from pretrain.config.environment import world_size_from_environment
@@ -47,8 +49,7 @@ def sweep(path: Path, overrides: Sequence[str], seeds: Sequence[int]) -> int:
             return code
     results = {seed: _results(run_dir / f"seed-{seed}") for seed in seeds}
     scores = summary(list(results.values()))
-    text = json.dumps({"seeds": list(seeds), "scores": scores}, indent=2)
-    (run_dir / SWEEP).write_text(text + "\n", encoding="utf-8")
+    write_json(run_dir / SWEEP, {"seeds": list(seeds), "scores": scores})
     for name, values in scores.items():
         extremes = f"{values['min']:.4f} to {values['max']:.4f}"
         print(f"{name} {values['mean']:.4f} ± {values['stdev']:.4f} ({extremes})")
@@ -57,13 +58,20 @@ def sweep(path: Path, overrides: Sequence[str], seeds: Sequence[int]) -> int:
 
 
 def summary(results: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Mean, sample standard deviation and extremes of each score that all results have."""
-    names = [name for name, value in results[0].items() if isinstance(value, float)]
-    columns = {name: [float(result[name]) for result in results] for name in names}
-    return {
-        name: {"mean": mean(values), "stdev": stdev(values), "min": min(values), "max": max(values)}
-        for name, values in columns.items()
-    }
+    """Mean, sample standard deviation and extremes of each score that all results have.
+
+    All four are NaN for a score that is no number (null) in one of them.
+    """
+    names = {name: None for result in results for name, value in result.items() if isinstance(value, float)}
+    columns = {name: [result.get(name) for result in results] for name in names}
+    return {name: _spread(values) for name, values in columns.items()}
+
+
+def _spread(values: Sequence[float | None]) -> dict[str, float]:
+    numbers = [math.nan if value is None else value for value in values]
+    if not all(map(math.isfinite, numbers)):
+        return dict.fromkeys(("mean", "stdev", "min", "max"), math.nan)
+    return {"mean": mean(numbers), "stdev": stdev(numbers), "min": min(numbers), "max": max(numbers)}
 
 
 class _Children:

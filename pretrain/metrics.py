@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import sys
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
+from data_tools.plain_json import to_json
 from pretrain.checkpoint.files import write_text
 
 
@@ -73,8 +73,7 @@ class RunMetrics:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One JSON row (null for what is not finite) and one TensorBoard scalar for each value."""
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step} | finite, allow_nan=False) + "\n")
+        self._file.write(to_json({"step": step} | dict(values)) + "\n")
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)

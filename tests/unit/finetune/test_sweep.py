@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -24,6 +25,12 @@ def test_the_summary_of_a_sweep():
         "accuracy",
         {"mean": pytest.approx(0.6), "stdev": pytest.approx(0.1), "min": 0.5, "max": 0.7},
     )
+
+
+@pytest.mark.parametrize("losses", [(None, 0.5), (0.5, None), (0.5, float("inf"))])
+def test_the_spread_of_what_is_no_number_in_a_run_is_none(losses):
+    (spread,) = summary([{"loss": loss, "best_step": None} for loss in losses]).values()
+    assert spread.keys() == {"mean", "stdev", "min", "max"} and all(map(math.isnan, spread.values()))
 
 
 def test_a_signal_reaches_the_run_and_no_other_is_begun(tmp_path):
