@@ -17,8 +17,9 @@ from finetune.finetuned import Finetuned, open_finetuned
 from finetune.generate import open_gpt
 from finetune.rows import listed
 from finetune.source import find_model, read_architecture
+from finetune.tasks.conll import OUTSIDE
 from finetune.tasks.squad import QuestionRow
-from finetune.tasks.tagging import OUTSIDE, TaggedRow
+from finetune.tasks.tagging import TaggedRow
 from finetune.tasks.text_rows import TextRow
 from finetune.text import TextCodec, encode_prompts
 from pretrain.config import ConfigError

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from data_tools.errors import DataError
 
 DOCUMENT_START = "-DOCSTART-"
 """First word of a line that only separates documents."""
+
+OUTSIDE = "O"
+"""The tag of a word outside of every entity, and of words behind the end of a cut sentence."""
+
+ENTITY_PREFIXES = ("B-", "I-", "E-", "S-")
 
 
 def read_conll(
@@ -68,11 +74,15 @@ def _comment_test(lines: Sequence[str]) -> Callable[[str], bool]:
 
     It begins with "# " (CoNLL-U) and cannot be the line of the word "#": that has a tab behind the "#", or,
     where spaces are between the columns of the file, as many columns as the file's first word, and neither
-    "=" in one of them nor newdoc or newpar as its second.
+    "=" in one of them nor newdoc or newpar as its second; and where the last column of the file has tags of
+    entities, one of them.
     """
-    words = (line for line in lines if line.strip() and not line.startswith(("# ", DOCUMENT_START)))
-    first = next(words, "\t")
-    columns = None if "\t" in first else len(first.split())
+    words = [line for line in lines if line.strip() and not line.startswith(("# ", DOCUMENT_START))]
+    columns = None if not words or "\t" in words[0] else len(words[0].split())
+
+    @cache
+    def has_entities() -> bool:
+        return all(_is_entity_tag(line.split()[-1]) for line in words)
 
     def is_comment(line: str) -> bool:
         if not line.startswith("# "):
@@ -81,9 +91,15 @@ def _comment_test(lines: Sequence[str]) -> Callable[[str], bool]:
             return line.split("\t")[0] != "# "
         fields = line.split()
         remark = fields[1:2] in (["newdoc"], ["newpar"]) or any("=" in field for field in fields)
-        return remark or len(fields) != columns
+        if remark or len(fields) != columns:
+            return True
+        return not _is_entity_tag(fields[-1]) and has_entities()
 
     return is_comment
+
+
+def _is_entity_tag(tag: str) -> bool:
+    return tag == OUTSIDE or tag.startswith(ENTITY_PREFIXES)
 
 
 def _column(fields: list[str], column: int, key: str, where: str) -> str:

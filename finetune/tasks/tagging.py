@@ -23,16 +23,11 @@ from finetune.batches import IGNORED_LABEL, Examples
 from finetune.rows import FORMATS, Record, read_records, short
 from finetune.task_config import TagColumns, TaggingTask
 from finetune.tasks.classification import softmax
-from finetune.tasks.conll import read_conll
+from finetune.tasks.conll import ENTITY_PREFIXES, OUTSIDE, read_conll
 from finetune.tasks.models import BertForTokens
 from finetune.tasks.pairs import joined, special_ids
 from finetune.tasks.task import Answer, Encoder, class_weights
 from finetune.tasks.text_rows import label_id, sorted_labels
-
-OUTSIDE = "O"
-"""The tag of a word outside of every entity, and of words behind the end of a cut sentence."""
-
-ENTITY_PREFIXES = ("B-", "I-", "E-", "S-")
 
 
 @dataclass(frozen=True, slots=True)

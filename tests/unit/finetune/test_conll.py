@@ -54,6 +54,8 @@ def test_a_sentence_may_begin_with_a_number_sign(tmp_path, labelled):
         "# newpar",
         "# text = a",
         "# a b",
+        "# as many words",
+        "# of two\n# as many words",
         "# a b c d",
         "# one\n# two words\n# and so on and on",
         "# newdoc id a",
@@ -62,6 +64,12 @@ def test_a_sentence_may_begin_with_a_number_sign(tmp_path, labelled):
 def test_comments_before_words_with_spaces_between_columns(tmp_path, comment):
     text = f"{comment}\nthe _ _ O\ncat _ _ B-X\n\n{comment}\ndog _ _ B-X\n"
     assert [words for words, _ in sentences(tmp_path / "a.conll", text)] == [["the", "cat"], ["dog"]]
+
+
+def test_a_number_sign_has_any_tag_where_the_file_has_other_tags_than_those_of_entities(tmp_path):
+    text = "a NN\nb O\n\n# POUND\n1 CD\n"
+    found = sentences(tmp_path / "a.conll", text)
+    assert found == [(["a", "b"], ["NN", "O"]), (["#", "1"], ["POUND", "CD"])]
 
 
 def test_a_comment_is_no_word_of_a_file_with_a_word_a_line(tmp_path):
