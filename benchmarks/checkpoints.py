@@ -99,7 +99,7 @@ class _Trial:
             batches = micro_batches(self.run, self.step, 0, 1)
             result = train_step(self.engine, batches, lr=1e-4)
             if snapshot:
-                snapshot.probe.offer(batches[0], result.first_loss)
+                snapshot.probe.offer(batches[0], result.first_loss())
             self.step += 1
         return time.perf_counter() - began
 

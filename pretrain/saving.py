@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -125,17 +126,17 @@ class Saves:
             self._settle()
         self._reporter.stalled(position.step, time.perf_counter() - began)
 
-    def offer_probe(self, batch: MicroBatch, loss: float) -> None:
+    def offer_probe(self, batch: MicroBatch, loss: Callable[[], float]) -> None:
         """Probe of the save before a good step, if that has none yet; all ranks together, after the step.
 
         A bad step changes no weights, so that the probe can still come from the one after it.
 
         Args:
             batch: Of this rank, the first micro-batch of the step.
-            loss: Its mean loss, before the update.
+            loss: Gives its mean loss, before the update.
         """
-        if self._probe:
-            self._probe.offer(batch, loss)
+        if self._probe and not self._probe.is_there:
+            self._probe.offer(batch, loss())
 
     def poll(self) -> None:
         """Tell of a save that has ended meanwhile; the main rank does, nobody waits."""

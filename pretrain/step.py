@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import numpy as np
@@ -33,8 +34,9 @@ class StepMetrics:
     applied: bool
     overflow: bool = False
     """The update was skipped because fp16 gradients overflowed; the loss scale is lower now."""
-    first_loss: float = math.nan
-    """Mean loss over this rank's first micro-batch, with the weights from before the update."""
+    first_loss: Callable[[], float] = lambda: math.nan
+    """Mean loss over this rank's first micro-batch, with the weights from before the update. Computed when it
+    is asked for, before the next step: on CUDA the host waits for it."""
 
 
 class TrainingError(Exception):
@@ -83,7 +85,7 @@ def train_step(
         found = {name: parts[name].detach().float() for name in weights}
         sums, first = {name: sums[name] + found[name] for name in weights}, first or found
     losses = _mean_losses(engine, sums, counts)
-    first_loss = mean_loss(engine, batches[0], first)
+    first_loss = partial(mean_loss, engine, batches[0], first)
     with record_function("phase: update"):
         outcome = engine.step(lr) if accept(losses["loss"]) else engine.discard()
     return StepMetrics(losses, outcome.grad_norm, outcome.applied, outcome.overflow, first_loss)

@@ -65,7 +65,7 @@ def watched(
     def recorded(engine: Any, micro_batches: Any, *arguments: Any) -> Any:
         result = train_step(engine, micro_batches, *arguments)
         tokens = micro_batches[0]["tokens"].tolist()
-        found["first"][first_step + len(found["first"])] = (tokens, result.first_loss)
+        found["first"][first_step + len(found["first"])] = (tokens, result.first_loss())
         return result
 
     with patch.object(Engine, "forward", counted), patch.object(loop, "train_step", recorded):

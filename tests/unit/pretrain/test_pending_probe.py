@@ -191,8 +191,8 @@ def test_a_second_save_computes_the_probe_that_the_first_one_waits_for(
         assert computed == []
         ours.save(Position(4, probe=batch(2)))
         assert computed == [1] and written(tmp_path, 3) == (1.5, 1)
-        ours.offer_probe(batch(5), 5.25)
-        ours.offer_probe(batch(6), 6.25)
+        ours.offer_probe(batch(5), lambda: 5.25)
+        ours.offer_probe(batch(6), lambda: pytest.fail("not asked for"))
         ours.save(Position(5, probe=batch(6)))
         assert computed == [1] and written(tmp_path, 4) == (5.25, 5)
         ours.finish(Position(5, probe=batch(6)))
@@ -218,7 +218,7 @@ def test_where_a_step_cannot_bring_it_a_save_computes_it(
     with saves(**settings) as ours:
         ours.save(Position(3, probe=batch(1)))
         assert computed == [1]
-        ours.offer_probe(batch(2), 2.25)
+        ours.offer_probe(batch(2), lambda: pytest.fail("not asked for"))
         ours.finish(Position(3))
     assert computed == [1] and written(tmp_path, 3) == (1.5, 1)
 

@@ -63,5 +63,5 @@ def test_the_first_micro_batch_has_a_loss_of_its_own(engine):
     """Over its own targets; 3.0 for each with one, of two losses, and the second has none here."""
     engine.forward = lambda batch: {name: (batch[name] * batch[name]).sum() for name in ("first", "second")}
     found = train_step(engine, [batch([2, 4], [0]), batch([9, 9], [5])], lr=1.0)
-    assert found.first_loss == (2 * 2 + 4 * 4) / (2 + 4)
+    assert found.first_loss() == (2 * 2 + 4 * 4) / (2 + 4)
     assert found.losses["loss"] == (2 * 2 + 4 * 4 + 2 * 81) / (2 + 4 + 2 * 9) + 25 / 5
