@@ -72,7 +72,18 @@ def _run_directory_finding(config: JobConfig) -> Finding:
         check_run_directory(config)
     except ConfigError as error:
         return Finding("error", "config", str(error))
+    place = _existing(config)
+    if not place.is_dir():
+        return Finding("error", "config", f"run_dir: {place} is no directory; choose another run_dir")
     return Finding("ok", "config", "valid")
+
+
+def _existing(config: JobConfig) -> Path:
+    """What is there of the path to run_dir."""
+    place = Path(config.run_dir).absolute()
+    while not place.exists():
+        place = place.parent
+    return place
 
 
 def _batch_finding(config: JobConfig, world_size: int) -> Finding:
@@ -108,9 +119,7 @@ def disk_finding(config: JobConfig, model: ModelConfig) -> Finding:
     one = checkpoint_bytes(model)
     # While a new checkpoint is written the old ones are still there.
     wanted = one * (config.checkpoint.keep_last + 1)
-    place = Path(config.run_dir).absolute()
-    while not place.exists():
-        place = place.parent
+    place = _existing(config)
     free = shutil.disk_usage(place).free
     text = (
         f"a checkpoint is {readable_bytes(one)}, keep_last {config.checkpoint.keep_last} needs "

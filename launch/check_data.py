@@ -135,6 +135,11 @@ def _split_problems(split: _Split, config: RunConfig, tokenizer_sha256: str | No
         )
     if manifest["tokens"] == 0:
         problems.append(f"{split.name}: has no tokens; prepare it from documents that are not empty")
+    elif model.kind == "gpt" and manifest["tokens"] <= config.batch.seq_length:
+        problems.append(
+            f"{split.name}: {manifest['tokens']} tokens are too few for one sample of batch.seq_length: "
+            f"{config.batch.seq_length} + 1; add documents or lower it"
+        )
     if model.kind == "bert" and not manifest["sentences"]:
         problems.append(f"{split.name}: has no sentence boundaries, which BERT needs; prepare it with them")
     if not (split.directory / "blocks.npy").is_file():

@@ -247,11 +247,11 @@ def _report(plan: LaunchPlan, outcome: Outcome, seconds: float) -> None:
     """Say on stderr how the run ended, unless it simply finished."""
     if outcome.failed is None:
         if STOPPED in outcome.codes.values():
-            _say("stopped after saving; run the same command again to resume")
+            _say("stopped; run the same command again to go on")
         return
     rank, code = outcome.failed, outcome.codes[outcome.failed]
     if outcome.signals and (code < 0 or code > 128):
-        _say(f"ended by {outcome.signals[-1].name} before the ranks could save; an earlier checkpoint stays")
+        _say(f"ended at once by {outcome.signals[-1].name}; what was saved before stays")
         return
     if code == WRONG_INPUT and outcome.codes.get(0) == WRONG_INPUT:
         return  # rank 0 has told the user

@@ -95,6 +95,13 @@ def array_tasks(run_dir: str, sweeps: Sequence[str]) -> tuple[ArrayTask, ...]:
             raise ConfigError(
                 f"--array {text!r}: write section.key=value,value, for example optimizer.lr=1e-3,3e-4"
             )
+        if key == "run_dir" or any(choice[0].startswith(f"{key}=") for choice in choices):
+            why = (
+                "follows from the other keys"
+                if key == "run_dir"
+                else "is given twice; write all its values into one"
+            )
+            raise ConfigError(f"--array {text!r}: {key} {why}")
         choices.append([f"{key}={value}" for value in values.split(",")])
     if not choices:
         return ()

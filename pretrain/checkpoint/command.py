@@ -91,9 +91,13 @@ def _checkpoints(directory: Path) -> list[Path]:
     Raises:
         CheckpointError: there is none.
     """
-    if (directory / MANIFEST).exists() or directory.parent.name == checkpoints_directory(Path()).name:
+    beside = list_checkpoints(directory.parent.parent)
+    if directory.parent == checkpoints_directory(directory.parent.parent) and not directory.exists():
+        steps = f"; there are {', '.join(path.name for path in beside)}" if beside else ""
+        raise CheckpointError(f"{directory}: no such checkpoint{steps}")
+    if (directory / MANIFEST).exists() or directory in beside:
         return [directory]
-    found = list_checkpoints(directory)
+    found = list_checkpoints(_run_of(directory))
     if not found:
         raise CheckpointError(
             f"{directory}: no checkpoint, and none in {checkpoints_directory(directory)}; give a run "
@@ -102,8 +106,15 @@ def _checkpoints(directory: Path) -> list[Path]:
     return found
 
 
-def _leftovers(run_dir: Path) -> list[Path]:
+def _run_of(directory: Path) -> Path:
+    """The run directory, also where its `checkpoints` is named."""
+    inside = directory == checkpoints_directory(directory.parent) and directory.is_dir()
+    return directory.parent if inside else directory
+
+
+def _leftovers(directory: Path) -> list[Path]:
     """What interrupted or replaced saves left beside the checkpoints."""
+    run_dir = _run_of(directory)
     root = checkpoints_directory(run_dir)
     known = set(list_checkpoints(run_dir))
     return sorted(path for path in root.iterdir() if path not in known) if root.is_dir() else []

@@ -121,6 +121,7 @@ FAULTS = [
     (lambda c: (c / "train" / "blocks.npy").unlink(), "blocks.npy is missing"),
     (lambda c: change_manifest(c / "train", vocab_size=100), "vocab_size 100, but model.vocab_size is 8192"),
     (lambda c: change_manifest(c / "train", tokens=0), "has no tokens"),
+    (lambda c: change_manifest(c / "train", tokens=128), "128 tokens are too few for one sample"),
     (lambda c: change_manifest(c / "train", format_version=9), "not a manifest of format 1"),
     (lambda c: change_manifest(c / "train", sentences=None), "lacks sentences"),
     (shutil.rmtree, "headwater data prepare"),
@@ -164,6 +165,13 @@ def test_initial_weights_must_be_there_until_the_run_has_a_checkpoint(capsys, ru
     assert code == 2 and "initial_weights: " in out and "does not exist" in out
     (run.parent / "runs" / "x" / "checkpoints" / "step-00000010").mkdir(parents=True)
     assert headwater_check(capsys, run, *wanted)[0] == 0
+
+
+def test_a_run_directory_that_is_a_file_is_an_error(capsys, run):
+    code, out = headwater_check(capsys, run, "--set", f"run_dir={run}")
+    assert code == 2 and f"run_dir: {run} is no directory" in out
+    code, out = headwater_check(capsys, run, "--set", f"run_dir={run}/below")
+    assert code == 2 and f"run_dir: {run} is no directory" in out
 
 
 def test_bert_needs_sentences(capsys, run):

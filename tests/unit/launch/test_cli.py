@@ -98,3 +98,9 @@ def test_it_runs_as_a_module():
     result = subprocess.run([sys.executable, "-m", "launch.cli", "chekc"], capture_output=True, text=True)
     assert result.returncode == 2
     assert "did you mean 'check'?" in result.stderr
+
+
+def test_a_count_that_is_no_number_is_told_in_words(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["check", "--config", "run.yaml", "--nproc", "two"])
+    assert "argument --nproc: 'two' is not a whole number" in capsys.readouterr().err

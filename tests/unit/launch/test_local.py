@@ -141,7 +141,7 @@ def test_signals_reach_every_rank(start, tmp_path, name):
     launcher.send_signal(signal.Signals[name])
     _, err = launcher.communicate(timeout=WAIT_SECONDS)
     assert launcher.returncode == 75
-    assert "run the same command again to resume" in err
+    assert "stopped; run the same command again to go on" in err
     for rank in range(2):
         assert f"rank {rank} saved on {name}" in log_of(tmp_path, rank)
 
@@ -164,7 +164,7 @@ def test_a_second_interrupt_ends_hanging_ranks(start, tmp_path):
     launcher.send_signal(signal.SIGINT)
     _, err = launcher.communicate(timeout=WAIT_SECONDS)
     assert launcher.returncode == 128 + signal.SIGINT
-    assert "ended by SIGINT before the ranks could save" in err
+    assert "ended at once by SIGINT; what was saved before stays" in err
 
 
 def test_kill_9_of_the_launcher_takes_the_ranks_along(start, tmp_path):

@@ -71,6 +71,26 @@ def test_no_checkpoint_is_one_clear_error(
     assert "absent: no checkpoint" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["list", "verify", "show"])
+def test_a_step_that_is_not_there_is_not_called_damaged(
+    run_dir: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    absent = run_dir / "checkpoints" / "step-00000007"
+    assert headwater(["checkpoints", command, str(absent)]) == 2
+    out, err = capsys.readouterr()
+    assert f"{absent}: no such checkpoint; there are step-00000003, step-00000012" in err and not out
+
+
+def test_the_directory_of_the_checkpoints_stands_for_the_run(
+    run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / "checkpoints" / ".writing-step-00000015.dead").mkdir()
+    assert headwater(["checkpoints", "list", str(run_dir)]) == 0
+    of_run = capsys.readouterr().out
+    assert headwater(["checkpoints", "list", str(run_dir / "checkpoints")]) == 0
+    assert capsys.readouterr().out == of_run
+
+
 def test_it_needs_no_torch(run_dir: Path) -> None:
     code = f"""
 import sys
