@@ -106,7 +106,8 @@ class SlurmClusterConfig(_Cluster):
     account: str | None = None
     qos: str | None = None
     time_limit: str
-    """As sbatch takes it, in quotes: "24:00:00". A shorter limit than the run is normal: the job goes on."""
+    """As sbatch takes it: 24:00:00, 2-00:00:00, or minutes in quotes. A limit shorter than the run is normal:
+    the job goes on."""
     signal_lead_seconds: PositiveInt | Literal["auto"] = "auto"
     """Time to save before the limit; auto measures steps and saves of the run's earlier attempts."""
     max_failures: NonNegativeInt = 3
@@ -133,8 +134,10 @@ class SlurmClusterConfig(_Cluster):
     @field_validator("time_limit", mode="before")
     @classmethod
     def _quoted(cls, limit: object) -> object:
-        if not isinstance(limit, str):  # YAML 1.1 reads 24:00:00 as the number 86400
-            raise ValueError('write it in quotes, as sbatch takes it: "24:00:00"')
+        if not isinstance(limit, str):  # minutes for sbatch, seconds elsewhere
+            raise ValueError(
+                'write hours:minutes:seconds, such as 24:00:00, or minutes in quotes, such as "90"'
+            )
         if not _TIME_LIMIT.fullmatch(limit) or time_limit_seconds(limit) == 0:
             raise ValueError('must be as sbatch takes it: "24:00:00", "2-00:00:00" or minutes')
         return limit

@@ -94,9 +94,11 @@ class Reporter:
             self._stall_seconds = None
         self._metrics.write(step, values)
         left = timedelta(seconds=int(seconds * (total - step)))
+        left_out = values.get("data/skipped_samples", 0)
         self._metrics.live(
             f"step {step}/{total} | loss {values['loss']:.4f} | grad norm {result.grad_norm:.2f} | "
             f"lr {lr:.2e} | {values['tokens_per_second']:,.0f} tokens/s | ETA {left}"
+            + (f" | {left_out:,.0f} samples of damaged blocks left out" if left_out else "")
         )
 
     def evaluation(self, step: int, stop_now: Callable[[], bool]) -> bool:

@@ -14,6 +14,7 @@ from pretrain.checkpoint.manifest import (
     CONFIG,
     MANIFEST,
     CheckpointError,
+    absent,
     checkpoints_directory,
     described_layout,
     list_checkpoints,
@@ -91,11 +92,9 @@ def _checkpoints(directory: Path) -> list[Path]:
     Raises:
         CheckpointError: there is none.
     """
-    beside = list_checkpoints(directory.parent.parent)
     if directory.parent == checkpoints_directory(directory.parent.parent) and not directory.exists():
-        steps = f"; there are {', '.join(path.name for path in beside)}" if beside else ""
-        raise CheckpointError(f"{directory}: no such checkpoint{steps}")
-    if (directory / MANIFEST).exists() or directory in beside:
+        raise absent(directory)
+    if (directory / MANIFEST).exists() or directory in list_checkpoints(directory.parent.parent):
         return [directory]
     found = list_checkpoints(_run_of(directory))
     if not found:

@@ -83,6 +83,14 @@ def _is_orphan(path: Path, named: set[str]) -> bool:
     return bool(_ASIDE.fullmatch(path.name)) and path.name.partition(".")[0] not in named
 
 
+def absent(directory: Path) -> CheckpointError:
+    """The error of a checkpoint that is not there; names those beside it."""
+    run_dir = directory.parent.parent
+    inside = directory.parent == checkpoints_directory(run_dir)
+    beside = ", ".join(path.name for path in list_checkpoints(run_dir)) if inside else ""
+    return CheckpointError(f"{directory}: no such checkpoint{f'; there are {beside}' if beside else ''}")
+
+
 def read_manifest(directory: Path) -> dict[str, Any]:
     """The manifest of a checkpoint.
 
@@ -93,6 +101,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not directory.exists():
+            raise absent(directory) from None
         raise CheckpointError(f"{directory}: no {MANIFEST}, so this is not a complete checkpoint") from None
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error

@@ -20,7 +20,7 @@ AnySection = TypeVar("AnySection", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads 1e-4 as a number (YAML 1.1 reads it as text)."""
+    """SafeLoader that refuses duplicate keys; 1e-4 is a number and 24:00:00 a text, unlike in YAML 1.1."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[Hashable] = set()
@@ -40,6 +40,9 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
     list("-+0123456789."),
 )
+_TIME = ("tag:yaml.org,2002:str", re.compile(r"^[-+]?[0-9][0-9_]*(:[0-5]?[0-9])+(\.[0-9_]*)?$"))
+for _first in "-+0123456789":
+    _Loader.yaml_implicit_resolvers[_first].insert(0, _TIME)  # asked before the numbers
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), world_size: int | None = None) -> RunConfig:
@@ -139,7 +142,8 @@ def _describe(section: type[BaseModel], error: ErrorDetails) -> str:
         return f"{name}: missing"
     if error["type"] in ("union_tag_not_found", "union_tag_invalid"):
         return f"{name}.kind: must be 'gpt' or 'bert'"
-    return f"{name}: {error['msg'][0].lower()}{error['msg'][1:]} (got {error['input']!r})"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{name}: {message[0].lower()}{message[1:]} (got {error['input']!r})"
 
 
 def _keys_at(section: type[BaseModel], loc: Sequence[str | int]) -> list[str]:

@@ -49,7 +49,7 @@ def test_a_time_limit_has_the_forms_of_sbatch(limit, seconds):
         ({"partitoin": "x"}, "did you mean 'partition'?"),
         ({"nodes": "8-2"}, "a range such as 2-8"),
         ({"nodes": 0}, "nodes"),
-        ({"time_limit": 86400}, "in quotes"),
+        ({"time_limit": 86400}, r"time_limit: write hours:minutes:seconds"),
         ({"time_limit": "soon"}, "as sbatch takes it"),
         ({"time_limit": "0"}, "as sbatch takes it"),
         ({"signal_lead_seconds": 3600}, "does not fit into time_limit"),
@@ -63,11 +63,12 @@ def test_what_is_wrong_is_named(tmp_path, changes, named):
         load(tmp_path, **changes)
 
 
-def test_an_unquoted_time_in_yaml_is_refused_rather_than_misread(tmp_path):
+def test_a_time_needs_no_quotes_though_yaml_1_1_would_read_a_number(tmp_path):
     path = tmp_path / "cluster.yaml"
-    path.write_text("kind: slurm\nnodes: 1\nranks_per_node: 1\ntime_limit: 24:00:00\n")
-    with pytest.raises(ConfigError, match="in quotes"):
-        load_cluster(path)
+    path.write_text("kind: slurm\nnodes: 1\nranks_per_node: 1\ntime_limit: 24:00:00\nenv: {A: 1:20}\n")
+    cluster = load_cluster(path)
+    assert cluster.time_limit == "24:00:00" and cluster.env == {"A": "1:20"}
+    assert load_cluster(path, ["time_limit=12:30"]).time_limit == "12:30"
 
 
 def test_overrides_apply(tmp_path):

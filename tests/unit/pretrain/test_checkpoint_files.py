@@ -17,7 +17,7 @@ from pretrain.checkpoint import (
     write_parameters,
 )
 from pretrain.checkpoint.layout import ParameterLayout
-from pretrain.checkpoint.manifest import list_checkpoints, step_directory, verify
+from pretrain.checkpoint.manifest import list_checkpoints, read_manifest, step_directory, verify
 from pretrain.checkpoint.publish import prune
 from pretrain.config import load_config
 
@@ -102,6 +102,14 @@ def test_a_half_written_directory_is_reported_not_used(tmp_path: Path) -> None:
     assert "half-written" in found.passed_over[0]
     with pytest.raises(CheckpointError, match="no usable checkpoint"):
         find_checkpoint(tmp_path)
+
+
+def test_one_that_is_not_there_is_told_with_those_that_are(tmp_path: Path) -> None:
+    write(tmp_path, 3)
+    with pytest.raises(CheckpointError, match="step-00000004: no such checkpoint; there are step-00000003"):
+        read_manifest(tmp_path / "checkpoints" / "step-00000004")
+    with pytest.raises(CheckpointError, match="elsewhere: no such checkpoint$"):
+        read_manifest(tmp_path / "elsewhere")
 
 
 def test_writing_the_same_step_again_keeps_the_old_one_aside(tmp_path: Path) -> None:
