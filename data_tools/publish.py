@@ -106,7 +106,12 @@ def write_file(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON file with `write_file`; NaN and infinities become null."""
-    write_file(path, (to_json(value, indent=1) + "\n").encode())
+    write_file(path, json_file(value))
+
+
+def json_file(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return (to_json(value, indent=1) + "\n").encode()
 
 
 def _lock_directory(path: Path) -> int:

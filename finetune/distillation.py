@@ -8,7 +8,7 @@ Legend: B micro_batch_size, S longest sequence, H hidden_size.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from finetune.distillation_config import DistillationConfig
 from finetune.rows import listed
 from finetune.source import Source, read_source
 from finetune.tasks.task import Task
-from finetune.text import tokenizer_files
+from finetune.text import read_tokenizer
 from pretrain.checkpoint import load_parameters
 from pretrain.checkpoint.manifest import wanted_by
 from pretrain.config import ConfigError
@@ -32,12 +32,14 @@ from pretrain.parallel.topology import Topology
 Batch = dict[str, Tensor]
 
 
-def read_teacher(config: FinetuneConfig, source: Path, labels: tuple[str, ...]) -> Source | None:
+def read_teacher(
+    config: FinetuneConfig, tokenizer: Mapping[str, bytes], labels: tuple[str, ...]
+) -> Source | None:
     """The checkpoint of the teacher; None for a run without.
 
     Args:
         config: Of the run.
-        source: The student's checkpoint, whose tokenizer made the data.
+        tokenizer: The student's, which made the data (`finetune.text.read_tokenizer`).
         labels: Of the training data.
 
     Raises:
@@ -58,8 +60,8 @@ def read_teacher(config: FinetuneConfig, source: Path, labels: tuple[str, ...]) 
         problems.append(f"is a model for {kind or 'pretraining'}, the run's task.kind is {config.task.kind}")
     elif (of.labels or ()) != labels:
         problems.append(f"has the labels {listed(of.labels or ())}; data.train has {listed(labels)}")
-    if _contents(teacher.directory) != _contents(source):
-        problems.append(f"has another tokenizer than {source}")
+    if _describing(read_tokenizer(teacher.directory)) != _describing(tokenizer):
+        problems.append(f"has another tokenizer than {config.pretrained}")
     if of.model.max_position_embeddings < config.batch.seq_length:
         problems.append(f"has {of.model.max_position_embeddings} positions, fewer than batch.seq_length")
     if config.distillation.hidden_weight and of.model.hidden_size != model.hidden_size:
@@ -201,7 +203,5 @@ def _layers(model: Any) -> Any:
     return (model.encoder if hasattr(model, "encoder") else model.decoder).layers
 
 
-def _contents(directory: Path) -> dict[str, bytes]:
-    return {
-        name: path.read_bytes() for name, path in tokenizer_files(directory).items() if name != "config.json"
-    }
+def _describing(tokenizer: Mapping[str, bytes]) -> dict[str, bytes]:
+    return {name: content for name, content in tokenizer.items() if name != "config.json"}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_tools.publish import write_json
+from data_tools.publish import json_file, write_file, write_json
 from finetune.batches import ExampleStream
 from finetune.config import FinetuneConfig, with_model
 from finetune.distillation import add_teacher, read_teacher
@@ -19,12 +19,12 @@ from finetune.report import write_report
 from finetune.rows import listed
 from finetune.selection import Selection
 from finetune.source import BEST, LABELS, Source, find_model, read_architecture
-from finetune.start import build_model, check_head, keeps_head
+from finetune.start import Start, build_model, check_head, keeps_head
 from finetune.task_config import SftTask
 from finetune.tasks import open_task
 from finetune.tasks.sft import packed
 from finetune.tasks.task import Encoder, Task
-from finetune.text import TextCodec, open_text_codec, tokenizer_files
+from finetune.text import TextCodec, open_text_codec, read_tokenizer
 from pretrain.checkpoint import CheckpointError, find_newest, load_checkpoint
 from pretrain.checkpoint.manifest import list_checkpoints, step_directory, wanted_by
 from pretrain.config import exit_codes
@@ -51,14 +51,6 @@ class TaskData:
     validation: Labelled
 
 
-@dataclass(frozen=True, slots=True)
-class Start:
-    """What a run starts from: a checkpoint, and the teacher of a distillation."""
-
-    checkpoint: Path
-    teacher: Source | None
-
-
 def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     """Run a finetuning job on this rank; every rank calls it. Returns the exit code.
 
@@ -68,12 +60,12 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
     require_libraries()
     with wanted_by("pretrained"):
         source = find_model(Path(config.pretrained))
-    architecture = read_architecture(source)
+    architecture, tokenizer = read_architecture(source), read_tokenizer(source)
     config = with_model(config, architecture.model)
     known = architecture.labels if keeps_head(config, architecture) else None
     data = load_data(config, open_text_codec(source, architecture.model.vocab_size), known)
     check_head(config, architecture, data.labels)
-    teacher = read_teacher(config, source, data.labels)
+    teacher = read_teacher(config, tokenizer, data.labels)
     topology = initialize_topology(config.parallel.tensor_model_parallel_size)
     _require_same_models(source, teacher)
     with claim_run_directory(config, topology) as claim:
@@ -82,7 +74,7 @@ def finetune(config: FinetuneConfig, signals: StopSignals) -> int:
                 print(f"already complete: {Path(config.run_dir) / RESULTS} has the results", flush=True)
             code = 0
         else:
-            start = Start(source, teacher)
+            start = Start(source, architecture, tokenizer, teacher)
             code = _train(_job(config, start, data, topology, claim, signals), data)
     leave_process_group()
     return code
@@ -121,21 +113,20 @@ def _job(
     claim: Claim,
     signals: StopSignals,
 ) -> Job:
-    source = start.checkpoint
-    model = build_model(config, source, data.task, data.labels, data.train.examples, topology)
+    model = build_model(config, start, data.task, data.labels, data.train.examples, topology)
     if start.teacher is not None:
         add_teacher(model, start.teacher, data.task, config, topology)
     assert config.model is not None
     optimizer = build_finetune_optimizer(model, config.optimizer, config.model.num_layers)
     run_dir = Path(config.run_dir)
-    files = tokenizer_files(source)
+    files = dict(start.tokenizer)
     if data.labels:
-        files = {LABELS: run_dir / LABELS, **files}
+        files[LABELS] = json_file(list(data.labels))
     _require_same_labels(run_dir, data.labels)
     if topology.is_main:
         if data.labels:
-            write_json(run_dir / LABELS, list(data.labels))
-        print(_summary(config, source, data), flush=True)
+            write_file(run_dir / LABELS, files[LABELS])
+        print(_summary(config, start, data), flush=True)
 
     def scores(engine: Engine, stop_now: Callable[[], bool]) -> dict[str, float] | None:
         evaluation = _evaluation(engine, data, stop_now)
@@ -241,14 +232,14 @@ def _write_results(
     print(f"{listed} on {len(rows)} validation rows{where}; see {run_dir / RESULTS}", flush=True)
 
 
-def _summary(config: FinetuneConfig, source: Path, data: TaskData) -> str:
-    start = "random weights" if config.from_scratch else str(source)
-    if keeps_head(config, read_architecture(source)):
-        start += " with its head"
+def _summary(config: FinetuneConfig, start: Start, data: TaskData) -> str:
+    begun = "random weights" if config.from_scratch else str(start.checkpoint)
+    if keeps_head(config, start.architecture):
+        begun += " with its head"
     into = f" into {len(data.labels)} labels" if data.labels else ""
     long = data.train.examples.truncated + data.validation.examples.truncated
     more = f"; {long} rows longer than {config.batch.seq_length} tokens" if long else ""
     return (
-        f"{config.task.kind.replace('_', ' ')}{into} from {start}: {len(data.train.rows)} training and "
+        f"{config.task.kind.replace('_', ' ')}{into} from {begun}: {len(data.train.rows)} training and "
         f"{len(data.validation.rows)} validation rows{more}"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -13,17 +14,37 @@ from finetune.kinds import Architecture
 from finetune.lora import add_adapters
 from finetune.optimizer import freeze
 from finetune.rows import listed
-from finetune.source import read_architecture, read_weights
+from finetune.source import Source, read_weights
 from finetune.tasks.task import Task
-from pretrain.checkpoint import load_parameters
+from pretrain.checkpoint import CheckpointError, load_parameters
 from pretrain.config import ConfigError
 from pretrain.parallel.rng import seed_initialization
 from pretrain.parallel.topology import Topology
 
 
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a run starts from.
+
+    All but the weights of the checkpoint is read when the run begins: a pretraining run that goes on removes
+    its older checkpoints.
+
+    Attributes:
+        checkpoint: Its directory.
+        architecture: Of its model.
+        tokenizer: Its files' names and contents.
+        teacher: Of a distillation.
+    """
+
+    checkpoint: Path
+    architecture: Architecture
+    tokenizer: Mapping[str, bytes]
+    teacher: Source | None
+
+
 def build_model(
     config: FinetuneConfig,
-    source: Path,
+    start: Start,
     task: Task,
     labels: tuple[str, ...],
     train: Examples,
@@ -33,14 +54,14 @@ def build_model(
 
     Args:
         config: With the checkpoint's architecture filled in.
-        source: The checkpoint.
+        start: With the checkpoint.
         task: Builds the model.
         labels: Of the training data.
         train: The training data, for class weights.
         topology: Of the ranks.
 
     Raises:
-        CheckpointError: The checkpoint is another model.
+        CheckpointError: The checkpoint is another model, or not there any more.
     """
     seed_initialization(config.seed)
     model = task.build(
@@ -52,8 +73,8 @@ def build_model(
         recompute=config.training.recompute,
     )
     if not config.from_scratch:
-        parameters = read_weights(source)
-        fresh = fresh_parts(config, read_architecture(source), parameters)
+        parameters = _weights(start.checkpoint)
+        fresh = fresh_parts(config, start.architecture, parameters)
         load_parameters(model, parameters, topology, allow_missing=fresh)
         if config.lora is not None:
             add_adapters(
@@ -61,6 +82,18 @@ def build_model(
             )
     freeze(model, config.optimizer)
     return model
+
+
+def _weights(checkpoint: Path) -> dict[str, Tensor]:
+    try:
+        return read_weights(checkpoint)
+    except (CheckpointError, OSError) as error:
+        if checkpoint.exists():
+            raise
+        raise CheckpointError(
+            f"pretrained: {checkpoint} was removed while the data was read, by a run that is still in "
+            "training? The same command takes its newest checkpoint; or name one that stays"
+        ) from error
 
 
 def check_head(config: FinetuneConfig, source: Architecture, labels: tuple[str, ...]) -> None:

@@ -120,6 +120,11 @@ def tokenizer_files(directory: Path) -> dict[str, Path]:
     return {name: directory / name for name in HF_FILES if (directory / name).is_file()}
 
 
+def read_tokenizer(directory: Path) -> dict[str, bytes]:
+    """The content of `tokenizer_files`."""
+    return {name: path.read_bytes() for name, path in tokenizer_files(directory).items()}
+
+
 def own_tokenizer(files: Mapping[str, Path]) -> Path | None:
     """The one of `tokenizer_files` that our own library reads; a tokenizer.json only if it is alone."""
     return next(iter(files.values())) if len(files) == 1 and files.keys() <= set(FILE_NAMES) else None

@@ -88,8 +88,8 @@ class Job:
     """None trains all steps and keeps the last checkpoints only."""
     flops_per_step: float | None = None
     """Model FLOPs of an optimizer step of global_batch_size, for model_tflops and mfu."""
-    extra_files: Mapping[str, Path] = field(default_factory=dict)
-    """Copied into every checkpoint (the tokenizer)."""
+    extra_files: Mapping[str, bytes] = field(default_factory=dict)
+    """Small files of every checkpoint (the tokenizer): name -> content, which outlives where it came from."""
     ledger: Ledger | None = None
     extra_metrics: Callable[[], Mapping[str, float]] = dict
     """More numbers for each log line; called on the main rank."""

@@ -48,7 +48,7 @@ def pretrain(config: RunConfig, signals: StopSignals) -> int:
             signals=signals,
             evaluate=(lambda e, stop_now: evaluate_unless(stop_now, e, validation)) if validation else None,
             flops_per_step=flops_per_step(config),
-            extra_files=files,
+            extra_files={name: path.read_bytes() for name, path in files.items()},
             ledger=_ledger(config, topology) if topology.is_main else None,
             extra_metrics=stream.skipped,
         )

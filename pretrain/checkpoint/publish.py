@@ -1,7 +1,7 @@
 """From the shares that all ranks wrote to a checkpoint with its name.
 
 Every rank writes its share into a hidden directory and leaves a note when it is on the disk. The main rank
-waits for all notes, adds config, copies and, last, the manifest, and renames the directory; a probe that
+waits for all notes, adds small files and, last, the manifest, and renames the directory; a probe that
 comes later is added then. Nobody else waits, no collective is needed: all of this can happen while training
 goes on.
 """
@@ -111,13 +111,8 @@ def publish(
         for path in staging.glob("*.note"):
             path.unlink()
         check()
-        final = complete(
-            staging,
-            step_directory(snapshot.run_dir, snapshot.step),
-            {"files": files, **manifest},
-            contents,
-            snapshot.extra_files,
-        )
+        final = step_directory(snapshot.run_dir, snapshot.step)
+        complete(staging, final, {"files": files, **manifest}, contents)
     except (OSError, CheckpointWriteError):
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -138,28 +133,19 @@ def add_probe(directory: Path, loss: float, content: bytes) -> None:
     write_manifest(directory, {**manifest, "files": files, "probe_loss": loss})
 
 
-def complete(
-    staging: Path,
-    final: Path,
-    manifest: Mapping[str, Any],
-    contents: Mapping[str, bytes],
-    extra: Mapping[str, Path],
-) -> Path:
-    """Add small files, copies and manifest, flush, and give the directory its name.
+def complete(staging: Path, final: Path, manifest: Mapping[str, Any], contents: Mapping[str, bytes]) -> None:
+    """Add small files and manifest, flush, and give the directory its name.
 
     Args:
         staging: holds the state files.
         final: the name.
         manifest: with the `files` so far.
         contents: small files by name.
-        extra: name in the checkpoint -> file to copy.
     """
     files = dict(manifest["files"])
     for name, content in contents.items():
         (staging / name).write_bytes(content)
-    for name, source in extra.items():
-        shutil.copyfile(source, staging / name)
-    for name in (*contents, *extra):
+    for name in contents:
         flush(staging / name)
         files[name] = fingerprint(staging / name)
     versions = {name: version(name) for name in ("torch", "deepspeed", "megatron-core")}
@@ -170,7 +156,6 @@ def complete(
         _set_aside(final)
     os.rename(staging, final)
     flush(final.parent)
-    return final
 
 
 def prune(run_dir: Path, newest: Path, keep_last: int, keep_every: int = 0) -> None:

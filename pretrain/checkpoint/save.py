@@ -30,7 +30,7 @@ def save_checkpoint(
     engine: Engine,
     config: JobConfig,
     trainer: Mapping[str, Any],
-    extra_files: Mapping[str, Path],
+    extra_files: Mapping[str, bytes],
     probe: MicroBatch | None = None,
 ) -> Path:
     """Save weights, moments and the trainer's state, and wait for it; called by all ranks together.
@@ -39,7 +39,7 @@ def save_checkpoint(
         engine: The engine, between optimizer steps.
         config: Saved as `config.yaml`.
         trainer: JSON-able state: `step`, the data cursor and counters.
-        extra_files: Name in the checkpoint -> file to copy (the tokenizer).
+        extra_files: Further small files (the tokenizer): name -> content.
         probe: This rank's micro-batch for the probe loss; None saves none.
 
     Raises:
@@ -60,7 +60,10 @@ def write_parameters(
     config: BaseModel,
     files: Mapping[str, Path],
 ) -> None:
-    """Write a weights-only checkpoint (no moments, step 0) from whole parameters; one process."""
+    """Write a weights-only checkpoint (no moments, step 0) from whole parameters; one process.
+
+    `files` are copied into it: name there -> file.
+    """
     writing = directory.with_name(f"{WRITING}{directory.name}")
     shutil.rmtree(writing, ignore_errors=True)
     writing.mkdir(parents=True)
@@ -85,4 +88,5 @@ def write_parameters(
         "topology": topology,
         "files": {state_file_name(0, 0): found},
     }
-    complete(writing, directory, manifest, {CONFIG: dump_yaml(config).encode()}, files)
+    copies = {name: path.read_bytes() for name, path in files.items()}
+    complete(writing, directory, manifest, {CONFIG: dump_yaml(config).encode(), **copies})

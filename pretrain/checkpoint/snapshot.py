@@ -45,9 +45,7 @@ class Snapshot:
     manifest: dict[str, Any]
     """What does not depend on the files; the main rank's is written."""
     contents: Mapping[str, bytes]
-    """Small files by name: the config."""
-    extra_files: Mapping[str, Path]
-    """Name in the checkpoint -> file to copy (the tokenizer)."""
+    """Small files by name: the config, the tokenizer."""
     probe: Probe | None = None
     """The main rank's is saved; it may be still to come."""
 
@@ -61,7 +59,7 @@ def take_snapshot(
     engine: Engine,
     config: JobConfig,
     trainer: Mapping[str, Any],
-    extra_files: Mapping[str, Path],
+    extra_files: Mapping[str, bytes],
     memory: HostMemory,
     probe: Probe | None = None,
 ) -> Snapshot:
@@ -71,7 +69,7 @@ def take_snapshot(
         engine: The engine.
         config: Saved as `config.yaml`.
         trainer: JSON-able state: `step`, the data cursor and counters.
-        extra_files: Name in the checkpoint -> file to copy.
+        extra_files: Further small files: name -> content.
         memory: Where the copies go.
         probe: Of this checkpoint; whoever gives one that is still to come must offer, settle or close it.
     """
@@ -98,8 +96,7 @@ def take_snapshot(
         fragments=mine,
         layouts=layouts,
         manifest=manifest,
-        contents={CONFIG: dump_yaml(config).encode()},
-        extra_files=extra_files,
+        contents={CONFIG: dump_yaml(config).encode(), **extra_files},
         probe=probe,
     )
 

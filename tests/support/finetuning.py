@@ -51,7 +51,7 @@ def resave(source: str, run_dir: str, tp: int, zero_stage: int) -> dict[str, Any
     load_parameters(model, read.parameters, topology)
     engine = Engine(config, model, build_optimizer(model, config.optimizer), topology)
     tokenizer = read.directory / "tokenizer.model"
-    save_checkpoint(engine, config, {"step": 1}, {tokenizer.name: tokenizer})
+    save_checkpoint(engine, config, {"step": 1}, {tokenizer.name: tokenizer.read_bytes()})
     engine.close()
     manifest = read_manifest(find_checkpoint(Path(run_dir)))
     return {"topology": manifest["topology"], "files": sorted(manifest["files"])}

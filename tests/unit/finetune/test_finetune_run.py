@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
+from functools import partial
 
 import pytest
 import torch
@@ -12,11 +14,12 @@ from transformers import pipeline
 
 from data_tools.errors import DataError
 from data_tools.tokenizer import load_tokenizer
-from finetune import train
+from finetune import session, start, train
 from finetune.config import load_finetune_config, with_model
 from finetune.export_hf import export
 from finetune.source import read_source
-from pretrain.checkpoint import CheckpointError
+from finetune.text import tokenizer_files
+from pretrain.checkpoint import CheckpointError, find_checkpoint
 from pretrain.config import ConfigError
 from pretrain.config.model import BertModelConfig, GPTModelConfig
 from pretrain.parallel.topology import leave_process_group
@@ -114,6 +117,29 @@ def test_pretrained_weights_are_loaded_unless_from_scratch(config, tmp_path):
     assert torch.allclose(loaded, before) and not torch.allclose(random, before, atol=1e-2)
     with pytest.raises(ConfigError, match="from_scratch"):
         run(config, f"run_dir={tmp_path / 'b'}", *still)
+
+
+def test_the_pretrained_checkpoint_may_go_away_once_its_weights_are_read(config, tmp_path, monkeypatch):
+    """Those of a run that is still in training do."""
+    pretrained, moved = tmp_path / "bert", tmp_path / "moved"
+    shutil.copytree(config.parent / "bert", pretrained)
+    begin, build = session.run, start.build_model
+    settings = [f"pretrained={pretrained}", "training.train_steps=2", "checkpoint.save_interval=1"]
+
+    def without(act, *arguments):
+        pretrained.rename(moved)
+        return act(*arguments)
+
+    monkeypatch.setattr(session, "run", partial(without, begin))
+    assert run(config, f"run_dir={tmp_path / 'run'}", *settings) == 0
+    (name,) = tokenizer_files(find_checkpoint(moved))
+    kept = find_checkpoint(tmp_path / "run") / name
+    assert kept.read_bytes() == (find_checkpoint(moved) / name).read_bytes()
+
+    moved.rename(pretrained)
+    monkeypatch.setattr(session, "build_model", partial(without, build))
+    with pytest.raises(CheckpointError, match=r"^pretrained: .*bert.* was removed while the data was read"):
+        run(config, f"run_dir={tmp_path / 'other'}", *settings)
 
 
 def test_other_labels_are_refused_and_those_of_the_run_stay(config, tmp_path):

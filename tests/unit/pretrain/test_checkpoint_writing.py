@@ -101,7 +101,6 @@ def snapshot(run_dir: Path, step: int = 3, world_size: int = 1) -> Snapshot:
         layouts={"w": ParameterLayout((6,), None)},
         manifest={"step": step, "trainer": {"step": step}},
         contents={"config.yaml": b"seed: 1\n"},
-        extra_files={},
     )
 
 
