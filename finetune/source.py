@@ -27,7 +27,7 @@ from pretrain.checkpoint import (
     read_parameters,
     write_parameters,
 )
-from pretrain.checkpoint.manifest import checkpoints_directory, list_checkpoints, step_directory
+from pretrain.checkpoint.manifest import CONFIG, checkpoints_directory, list_checkpoints, step_directory
 from pretrain.config.model import ModelConfig, parse_model
 from pretrain.config.section import Section
 
@@ -40,8 +40,8 @@ BEST = "best"
 def find_model(path: Path) -> Path:
     """The verified checkpoint that a run or checkpoint directory stands for.
 
-    Of a run it is the newest good one, but with `selection` the best, as for its results; that is told on
-    stderr.
+    Of a run it is the newest good one, but with `selection` the best, as for its results; where a run has a
+    best one, what is taken is told on stderr.
 
     Raises:
         CheckpointError: If there is none, or the one named is damaged.
@@ -49,17 +49,29 @@ def find_model(path: Path) -> Path:
     kept = list_checkpoints(path / BEST)
     if not kept:
         return find_checkpoint(path)
+    if not _selects(path):
+        newest = find_checkpoint(path)
+        _tell(f"{path} has no selection, {path / BEST} is what an earlier run left: taking {newest}")
+        return newest
     try:
         best = find_checkpoint(kept[-1])
     except CheckpointError as error:
         raise CheckpointError(f"{error}; name a directory in {checkpoints_directory(path)}") from error
-    if os.environ.get("RANK", "0") == "0":
-        print(
-            f"headwater: {path} has a selection: taking its best checkpoint, {best}; name a directory in "
-            f"{checkpoints_directory(path)} to take another",
-            file=sys.stderr,
-        )
+    _tell(
+        f"{path} has a selection: taking its best checkpoint, {best}; name a directory in "
+        f"{checkpoints_directory(path)} to take another"
+    )
     return best
+
+
+def _selects(run_dir: Path) -> bool:
+    """Whether the config of a run has a selection; one without config (copied, say) may have had one."""
+    return not (run_dir / CONFIG).exists() or read_config(run_dir).get("selection") is not None
+
+
+def _tell(text: str) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"headwater: {text}", file=sys.stderr)
 
 
 def read_architecture(checkpoint: Path) -> Architecture:

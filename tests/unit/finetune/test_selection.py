@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 
 from finetune import selection as module
-from finetune.config import SelectionConfig
+from finetune.config import ClassificationConfig, FinetuneConfig, SelectionConfig
 from finetune.selection import Selection
 from finetune.source import BEST, find_model
 from pretrain.checkpoint import CheckpointError
 from pretrain.checkpoint.manifest import list_checkpoints, step_directory, step_of
 from pretrain.checkpoint.publish import prune
+from pretrain.config import ConfigError, dump_yaml
+from pretrain.config.identity import check_run_directory
 from pretrain.config.schema import CheckpointConfig
 
 
@@ -117,6 +119,41 @@ def test_the_path_of_a_run_stands_for_its_best_checkpoint_which_is_told(
     best = step_directory(job.run_dir / BEST, 4)
     assert find_model(job.run_dir) == best
     assert f"taking its best checkpoint, {best}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("config", "taken"), [("seed: 1", 8), ("selection: {metric: loss}", 4)])
+def test_what_an_earlier_run_left_as_its_best_is_not_taken_for_a_run_without_selection(
+    job: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], config: str, taken: int
+) -> None:
+    """Its checkpoints and metrics were removed, `best` was not."""
+    newest = {job.run_dir: step_directory(job.run_dir, 8)}
+    monkeypatch.setattr("finetune.source.find_checkpoint", lambda path: newest.get(path, path))
+    train(job, {4: 2.0, 8: 2.5})
+    (job.run_dir / "config.yaml").write_text(config)
+    assert step_of(find_model(job.run_dir)) == taken
+    assert ("is what an earlier run left: taking" in capsys.readouterr().err) == (taken == 8)
+
+
+def test_a_run_does_not_go_on_without_its_selection(tmp_path: Path) -> None:
+    def config(**more: Any) -> FinetuneConfig:
+        sections = {
+            "task": {"kind": "classification"},
+            "data": {"train": "t.jsonl", "validation": "v.jsonl"},
+            "batch": {"micro_batch_size": 1, "global_batch_size": 1, "seq_length": 8},
+            "optimizer": {"lr": 1e-3},
+            "schedule": {"kind": "constant"},
+            "training": {"train_steps": 2, "eval_interval": 1},
+        }
+        return ClassificationConfig.model_validate(
+            {"run_dir": str(tmp_path), "pretrained": "p", "precision": "fp32", **sections, **more}
+        )
+
+    before = config(selection={"metric": "loss"})
+    (tmp_path / "config.yaml").write_text(dump_yaml(before))
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    check_run_directory(before)
+    with pytest.raises(ConfigError, match=r"selection.metric \(there 'loss', now None\)"):
+        check_run_directory(config())
 
 
 def test_a_damaged_best_checkpoint_is_an_error_that_says_what_to_name(job: Any) -> None:
