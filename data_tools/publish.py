@@ -52,7 +52,7 @@ def require_absent(target: Path) -> None:
     """
     empty = target.is_dir() and not any(target.iterdir())
     if os.path.lexists(target) and not empty:
-        raise DataError(f"{target} exists, not made by this command: remove it or choose another --out")
+        raise DataError(f"{target} exists: remove it or choose another --out")
     require_directory(target.parent)
 
 

@@ -204,7 +204,7 @@ def test_an_output_of_something_else_is_refused(
     (out / "prepare.json").write_text("{")
     refuse(r"prepare\.json is damaged")
     (out / "prepare.json").unlink()
-    refuse("exists, not made by this command")
+    refuse("exists: remove it or choose another")
 
 
 def test_bad_lines_go_to_the_quarantine(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -88,7 +88,7 @@ def test_an_output_of_something_else_is_refused(tmp_path: Path, monkeypatch: pyt
     library = make_library(tmp_path / "lib")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    with pytest.raises(DataError, match="exists, not made by this command"):
+    with pytest.raises(DataError, match="exists: remove it or choose another"):
         build_python_corpus(tmp_path / "mine", library)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
     build_python_corpus(tmp_path / "out", library)
