@@ -55,8 +55,8 @@ def check_run_directory(config: JobConfig) -> None:
     Raises:
         ConfigError: Naming each key that differs.
     """
-    path = Path(config.run_dir) / "config.yaml"
-    if not path.exists() or not _has_progress(path.parent):
+    path = _stored_config(Path(config.run_dir))
+    if path is None:
         return
     try:
         stored = _stored_identity(yaml.safe_load(path.read_text(encoding="utf-8")), type(config))
@@ -95,6 +95,14 @@ def lock_run_directory(run_dir: str) -> TextIO:
     except OSError as error:
         raise ConfigError(f"run_dir: cannot write {error.filename or path}: {error.strerror}") from error
     return lock
+
+
+def _stored_config(run_dir: Path) -> Path | None:
+    """The config of a run that has made progress; that of its newest checkpoint where the run has lost it."""
+    if not _has_progress(run_dir):
+        return None
+    of_checkpoints = sorted((run_dir / "checkpoints").glob("step-*/config.yaml"), reverse=True)
+    return next((path for path in (run_dir / "config.yaml", *of_checkpoints) if path.exists()), None)
 
 
 def _has_progress(run_dir: Path) -> bool:

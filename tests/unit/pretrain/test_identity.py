@@ -110,3 +110,14 @@ def test_a_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
 
 def test_a_new_directory_is_fine(tmp_path: Path) -> None:
     check_run_directory(load_config(TINY, [f"run_dir={tmp_path / 'new'}"]))
+
+
+def test_a_run_that_lost_its_config_is_known_by_its_newest_checkpoint(tmp_path: Path) -> None:
+    for step, layers in ((1, 4), (2, 2)):
+        directory = tmp_path / "checkpoints" / f"step-{step:08d}"
+        directory.mkdir(parents=True)
+        config = load_config(TINY, [f"run_dir={tmp_path}", f"model.num_layers={layers}"])
+        (directory / "config.yaml").write_text(dump_yaml(config))
+    check_run_directory(load_config(TINY, [f"run_dir={tmp_path}"]))
+    with pytest.raises(ConfigError, match=r"model.num_layers \(there 2, now 4\)"):
+        check_run_directory(load_config(TINY, [f"run_dir={tmp_path}", "model.num_layers=4"]))
