@@ -55,8 +55,13 @@ def default_keys(config: JobConfig) -> dict[str, Any]:
     fp32). Megatron reduces in fp32 too; it costs twice the traffic.
 
     A bf16 gradient is added to its fp32 sum as soon as it is there, and forgotten.
+
+    DeepSpeed's throughput timer, whose figures go nowhere here, waits for the GPU before and after each
+    micro-batch unless it is switched off.
     """
-    keys: dict[str, Any] = {} if config.precision == "fp32" else {"communication_data_type": "fp32"}
+    keys: dict[str, Any] = {"timers": {"throughput": {"enabled": False}}}
+    if config.precision != "fp32":
+        keys["communication_data_type"] = "fp32"
     return keys | ({"bf16": {"immediate_grad_update": True}} if config.precision == "bf16" else {})
 
 

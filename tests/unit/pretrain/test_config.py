@@ -122,6 +122,9 @@ def test_generated_deepspeed_config() -> None:
     assert generated["gradient_accumulation_steps"] == 2
     assert generated["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 1000}
     assert generated["bf16"] == {"enabled": True, "immediate_grad_update": True}
+    assert generated["timers"] == {
+        "throughput": {"enabled": False}
+    }  # it waits for the GPU, twice a micro-batch
 
 
 @pytest.mark.parametrize(
