@@ -65,9 +65,10 @@ def train_step(
     Raises:
         TrainingError: on every rank, the step has no target at all.
     """
+    on_host = [to_tensors(batch) for batch in micro_batches]
     batches = [to_device(batch, engine.topology.device) for batch in micro_batches]
     weights = _objective(engine).loss_weights()
-    counts = _global_counts(engine, batches)
+    counts = _global_counts(engine, on_host)
     if not any(counts.values()):
         raise TrainingError(
             "an optimizer step has no target to learn from on any rank: all of its samples were left out; "
@@ -85,14 +86,20 @@ def train_step(
         found = {name: parts[name].detach().float() for name in weights}
         sums, first = {name: sums[name] + found[name] for name in weights}, first or found
     losses = _mean_losses(engine, sums, counts)
-    first_loss = partial(mean_loss, engine, batches[0], first)
+    first_loss = partial(mean_loss, engine, on_host[0], first)
     with record_function("phase: update"):
         outcome = engine.step(lr) if accept(losses["loss"]) else engine.discard()
     return StepMetrics(losses, outcome.grad_norm, outcome.applied, outcome.overflow, first_loss)
 
 
 def mean_loss(engine: Engine, batch: dict[str, Tensor], parts: dict[str, Tensor]) -> float:
-    """Mean loss over one micro-batch of this rank, from the summed losses that its forward pass returned."""
+    """Mean loss over one micro-batch of this rank, from the summed losses that its forward pass returned.
+
+    Args:
+        engine: the model on its ranks.
+        batch: on the host: counting its targets on a GPU would wait for it.
+        parts: on any device.
+    """
     weights, counts = _objective(engine).loss_weights(), _objective(engine).target_counts(batch)
     return sum(weights[name] * float(parts[name]) / max(1.0, float(counts[name])) for name in weights)
 
@@ -128,21 +135,25 @@ def evaluate_unless(
             engine.train_mode()
             return None
         for micro_batch in micro_batches:
-            batch = to_device(micro_batch, engine.topology.device)
-            parts = engine.forward(batch)
-            for name, count in _objective(engine).target_counts(batch).items():
+            parts = engine.forward(to_device(micro_batch, engine.topology.device))
+            for name, count in _objective(engine).target_counts(to_tensors(micro_batch)).items():
                 sums[name] += parts[name].float()
                 counts[name] += count
     engine.train_mode()
     return _mean_losses(engine, sums, _divisors(_summed(counts, engine.topology)))
 
 
+def to_tensors(batch: MicroBatch) -> dict[str, Tensor]:
+    """Arrays to tensors of the same memory, on the host."""
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in batch.items()}
+
+
 def to_device(batch: MicroBatch, device: torch.device) -> dict[str, Tensor]:
-    """Arrays to tensors on the compute device."""
-    return {
-        name: torch.from_numpy(np.ascontiguousarray(array)).to(device, non_blocking=True)
-        for name, array in batch.items()
-    }
+    """Arrays to tensors on the compute device; a GPU copies them while the host goes on."""
+    tensors = to_tensors(batch)
+    if device.type == "cuda":  # of other memory a copy waits for what the GPU does at the moment
+        tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 def _objective(engine: Engine) -> PretrainingModel:

@@ -20,7 +20,7 @@ from pretrain.checkpoint.manifest import CheckpointError
 from pretrain.config.schema import JobConfig, RunConfig
 from pretrain.parallel.collectives import broadcast_from_main
 from pretrain.parallel.zero import Engine
-from pretrain.step import MicroBatch, mean_loss, to_device
+from pretrain.step import MicroBatch, mean_loss, to_device, to_tensors
 
 PROBE = "probe.safetensors"
 PENDING_SECONDS = 600.0
@@ -34,10 +34,10 @@ BOUNDS = {"fp32": 1e-4, "bf16": 2e-3, "fp16": 2e-3}
 @torch.no_grad()
 def probe_loss(engine: Engine, batch: MicroBatch) -> float:
     """Mean loss over this rank's micro-batch, dropout off; all ranks call it together, between steps."""
-    tensors = to_device(batch, engine.topology.device)
     engine.eval_mode()
     try:
-        return mean_loss(engine, tensors, engine.forward(tensors))
+        parts = engine.forward(to_device(batch, engine.topology.device))
+        return mean_loss(engine, to_tensors(batch), parts)
     finally:
         engine.train_mode()
 

@@ -65,3 +65,31 @@ def test_the_first_micro_batch_has_a_loss_of_its_own(engine):
     found = train_step(engine, [batch([2, 4], [0]), batch([9, 9], [5])], lr=1.0)
     assert found.first_loss() == (2 * 2 + 4 * 4) / (2 + 4)
     assert found.losses["loss"] == (2 * 2 + 4 * 4 + 2 * 81) / (2 + 4 + 2 * 9) + 25 / 5
+
+
+def test_a_gpu_gets_its_batch_from_pinned_memory_and_counts_are_made_on_the_host(monkeypatch):
+    pinned, moved = [], []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(tensor) or tensor)
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda tensor, *to, **how: moved.append((tensor, to, how)) or tensor
+    )
+    batch = {"tokens": np.arange(6).reshape(2, 3)}
+    for name in ("cuda", "cpu"):
+        found = step.to_device(batch, torch.device(name))["tokens"]
+        assert found.tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert moved[-1][1:] == ((torch.device(name),), {"non_blocking": True})
+    assert len(pinned) == 1 and moved[0][0] is pinned[0]
+
+
+def test_targets_are_counted_on_the_host(engine, monkeypatch):
+    engine.topology.device = torch.device("meta")  # a value that is read there is an error
+    engine.model.loss_weights = lambda: {"first": 1.0}
+    seen = []
+    count = engine.model.target_counts
+    engine.model.target_counts = lambda batch: seen.append(batch["first"].device.type) or count(batch)
+    monkeypatch.setattr(step, "_summed", lambda counts, topology: counts)
+    monkeypatch.setattr(step, "_mean_losses", lambda *_: {"loss": 3.0})
+    found = train_step(engine, [batch([1, 1], [1])], lr=1.0)
+    with pytest.raises(RuntimeError, match="meta"):
+        found.first_loss()
+    assert seen == ["cpu", "cpu"]
