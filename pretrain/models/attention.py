@@ -54,7 +54,8 @@ class SdpaCoreAttention(torch.nn.Module):
             value: [S, B, G, D].
             attention_mask: [B, 1, 1, S] or [B, 1, S, S] bool, True = may be attended to; None = all, or
                 causal, by layer type. A mask stands alone: for a causal layer it must be causal itself. With
-                a cache it is [B, 1, S, T] over all T tokens so far.
+                a cache it is [B, 1, S, T] over all T tokens so far. Or what is added to scores, of the
+                queries' type: 0 or -inf.
 
         Returns:
             [S, B, N * D], contiguous.
@@ -76,6 +77,10 @@ class SdpaCoreAttention(torch.nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    shared_by = q.shape[1] // k.shape[1]
+    if shared_by > 1 and mask is not None and q.is_cuda:
+        # No fused kernel of CUDA takes a mask and shared keys: torch would write out all scores.
+        k, v = (x.repeat_interleave(shared_by, dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=q.shape[1] != k.shape[1]
     )

@@ -65,7 +65,9 @@ class GPT(GPTModel):  # type: ignore[misc]
             if position_ids is None
             else position_ids.long()
         )
-        mask = attention_mask if document_ids is None else document_mask(document_ids)
+        mask = attention_mask
+        if document_ids is not None:
+            mask = as_bias(document_mask(document_ids), self.embedding.word_embeddings.weight.dtype)
         if labels is None:
             return {"logits": super().forward(tokens, positions, mask)}
         return {"lm_loss": super().forward(tokens, positions, mask, labels=labels, loss_mask=loss_mask)}
@@ -129,3 +131,11 @@ def document_mask(document_ids: Tensor) -> Tensor:
     length = document_ids.shape[1]
     same = document_ids[:, None, :, None] == document_ids[:, None, None, :]
     return same & torch.ones(length, length, dtype=torch.bool, device=same.device).tril()
+
+
+def as_bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """What a mask adds to attention scores: 0, or -inf where nothing may be attended to.
+
+    torch would make this of a bool mask in every layer, and keep each for the backward pass.
+    """
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)
