@@ -41,16 +41,21 @@ class HostCopy:
         with self._lock:
             if self._sources is None:
                 return
-            # A stream of its own: the copy engine works beside the kernels of forward and backward.
-            stream: Any = torch.cuda.Stream(self._device) if self._device else None  # type: ignore[no-untyped-call]
-            if stream and self._computed:
-                stream.wait_event(self._computed)
-            with torch.cuda.stream(stream) if stream else nullcontext():
-                for name, source in self._sources.items():
-                    self.tensors[name].copy_(source.detach(), non_blocking=True)
-            if stream:
-                stream.synchronize()
+            # A thread begins with GPU 0; leaving a stream of another one would set 0 up, half a GB a rank.
+            with torch.cuda.device(self._device) if self._device else nullcontext():
+                self._copy(self._sources)
             self._sources = None
+
+    def _copy(self, sources: Mapping[str, Tensor]) -> None:
+        # A stream of its own: the copy engine works beside the kernels of forward and backward.
+        stream: Any = torch.cuda.Stream(self._device) if self._device else None  # type: ignore[no-untyped-call]
+        if stream and self._computed:
+            stream.wait_event(self._computed)
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            for name, source in sources.items():
+                self.tensors[name].copy_(source.detach(), non_blocking=True)
+        if stream:
+            stream.synchronize()
 
 
 class HostMemory:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -88,6 +90,44 @@ def test_an_update_copies_what_nobody_has_copied() -> None:
     reads.wait()
     source.zero_()
     copy.make()
+    assert copy.tensors["a"].sum() == 3.0
+
+
+class OnGpu:
+    """Stands in for a tensor on the GPU of local rank 3."""
+
+    is_cuda, device = True, torch.device("cuda", 3)
+
+    def __init__(self, seen: list[str]) -> None:
+        self.seen = seen
+
+    def detach(self) -> torch.Tensor:
+        self.seen.append("copy")
+        return torch.ones(3)
+
+
+def test_the_stream_of_a_copy_is_entered_and_left_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    @contextmanager
+    def inside(name: str) -> Iterator[None]:
+        seen.append(f"into {name}")
+        yield
+        seen.append(f"out of {name}")
+
+    stream = SimpleNamespace(
+        record_event=lambda: "computed",
+        wait_event=lambda event: seen.append(f"wait for {event}"),
+        synchronize=lambda: seen.append("synchronize"),
+    )
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda _: inside("stream"))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: inside(str(device)))
+    copy = HostCopy({"a": OnGpu(seen)}, {"a": torch.zeros(3)})  # type: ignore[dict-item]
+    copy.make()
+    on_stream = ["into stream", "copy", "out of stream", "synchronize"]
+    assert seen == ["into cuda:3", "wait for computed", *on_stream, "out of cuda:3"]
     assert copy.tensors["a"].sum() == 3.0
 
 
