@@ -53,7 +53,9 @@ def check_replicas(engine: Engine, micro_batch: MicroBatch, step: int) -> None:
         ("tensor-parallel", topology.tensor_model_parallel_group, _replicated_over_tp(engine, state)),
         ("data-parallel", topology.data_parallel_group, _replicated_over_dp(engine, state)),
     ):
-        found += [f"{text} between {kind} ranks" for text in _differences(group, list(entries))]
+        found += [
+            f"{text} between {kind} ranks" for text in _differences(group, list(entries), topology.device)
+        ]
     found += _row_parallel_faults(engine, micro_batch)
     everyone: list[Any] = [None] * topology.world_size
     dist.all_gather_object(everyone, found)
@@ -98,13 +100,14 @@ def _states(state: RankState) -> Iterator[Entry]:
                 yield fragment.name, kind, state.view(fragment, kind)
 
 
-def _differences(group: dist.ProcessGroup, entries: list[Entry]) -> list[str]:
-    """One sentence for each entry whose bits are not those of the group's first rank."""
+def _differences(group: dist.ProcessGroup, entries: list[Entry], device: torch.device) -> list[str]:
+    """One sentence for each entry whose bits are not those of the group's first rank.
+
+    Offloaded weights and states lie on the host; the group's backend may want its device.
+    """
     ranks = dist.get_process_group_ranks(group)
     if len(ranks) == 1 or not entries:  # at ZeRO 3 data ranks hold nothing alike
         return []
-    # One device for all: offloaded states lie on the host, the group's backend may want the GPU.
-    device = next(iter(entries))[2].device
     mine = torch.stack([checksum(values).to(device) for _, _, values in entries])
     everyone = [torch.empty_like(mine) for _ in ranks]
     dist.all_gather(everyone, mine, group=group)
