@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,8 @@ def network_problems(job: Job, hosts: Sequence[str], port: int, signals: Signals
     """
     per_node = job.ranks_per_node if job.wanted.gpus else 1
     words = ["-m", "pretrain.network_check", "--seconds", f"{job.all_reduce_seconds / 2:g}"]
+    if job.wanted.gpus and os.environ.get("DS_ACCELERATOR") != "cpu":
+        words.append("--gpu")  # otherwise all of them would train on the CPU
     env = {"MASTER_ADDR": hosts[0], "MASTER_PORT": str(port)}
     world_size, answers = len(hosts) * per_node, dict[int, dict[str, Any]]()
     known_at = math.inf

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from pretrain.config.environment import adopt_place, world_size_from_environment
+from pretrain.config.environment import adopt_place, device_index, world_size_from_environment
 from pretrain.config.run_files import RANK_LINE
 
 ELEMENTS = 1 << 20
@@ -25,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Join the all-reduce of all ranks; 0 if its result is right."""
     parser = argparse.ArgumentParser(description="All-reduce over all ranks.")
     parser.add_argument("--seconds", type=float, required=True, help="how long to wait for the others")
-    seconds = parser.parse_args(argv).seconds
+    parser.add_argument("--gpu", action="store_true", help="the CPU will not do")
+    arguments = parser.parse_args(argv)
+    seconds = arguments.seconds
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         os.environ.pop(name, None)  # of whoever submitted the job; srun says what they are
     adopt_place()
@@ -36,7 +38,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         _tell(rank, state="ready")
         began = time.monotonic()
-        problem = _all_reduce(rank, world_size, timedelta(seconds=seconds), torch.cuda.is_available())
+        gpus = torch.cuda.is_available()
+        if arguments.gpu and not gpus:
+            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+            problem: str | None = f"torch {torch.__version__} ({built}) finds no GPU; does the driver fit it?"
+        else:
+            problem = _all_reduce(rank, world_size, timedelta(seconds=seconds), gpus)
     except Exception as error:  # whatever the network library raises is what is to be told
         problem = (str(error).splitlines() or [type(error).__name__])[0]
     took = time.monotonic() - began
@@ -50,7 +57,7 @@ def _all_reduce(rank: int, world_size: int, timeout: timedelta, gpus: bool) -> s
 
     device = torch.device("cpu")
     if gpus and os.environ.get("DS_ACCELERATOR") != "cpu":
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        device = torch.device("cuda", device_index(torch.cuda.device_count()))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)
     numbers = torch.full((ELEMENTS,), float(rank + 1), device=device)

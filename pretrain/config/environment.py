@@ -39,6 +39,27 @@ def adopt_place(env: MutableMapping[str, str] | None = None) -> None:
     variables.update({name: value for name, value in place.items() if name not in variables})
 
 
+def device_index(visible: int) -> int:
+    """Which of the GPUs that this rank can see is its own.
+
+    Args:
+        visible: How many there are. One alone is the rank's: with `srun --gpus-per-task=1` each sees its own.
+
+    Raises:
+        ConfigError: The node has more ranks than GPUs.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if visible == 1:
+        return 0
+    if local_rank >= visible:
+        raise ConfigError(
+            f"rank {os.environ.get('RANK', '0')} is number {local_rank} (from 0) on its node and sees "
+            f"{visible} GPUs: start one rank for each GPU (ranks_per_node, --nproc), or set "
+            "DS_ACCELERATOR=cpu"
+        )
+    return local_rank
+
+
 def port_of_job(job_id: str) -> int:
     """The port where the ranks of a SLURM job meet; it follows from the job: jobs on one node differ."""
     return FIRST_PORT + int(job_id) * 7 % PORTS

@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import random as megatron_random
 
+from pretrain.config.environment import device_index
+
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 def compute_device() -> torch.device:
-    """The device of this rank: cuda:LOCAL_RANK, or cpu where CUDA is absent or DS_ACCELERATOR=cpu."""
+    """The device of this rank: a GPU (`device_index`), or cpu where CUDA is absent or DS_ACCELERATOR=cpu."""
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cuda", device_index(torch.cuda.device_count()))
 
 
 def backend(device: torch.device) -> str:

@@ -48,6 +48,7 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
     device = compute_device()
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        os.environ["LOCAL_RANK"] = str(device.index)  # DeepSpeed takes the device's number from there
     else:
         use_cpu()
         keep_freed_memory()

@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from launch.slurm_network import read_answers
+from pretrain import network_check
 
 
 @pytest.mark.distributed
@@ -28,3 +30,12 @@ def test_ranks_reduce_for_real() -> None:
         output, _ = task.communicate(timeout=120)
         last = read_answers(output.splitlines()[-1])[0]
         assert (last["rank"], last["problem"], task.returncode) == (rank, None, 0), json.dumps(last)
+
+
+def test_a_rank_that_finds_no_gpu_says_so_where_one_is_wanted(monkeypatch, capfd) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(network_check, "adopt_place", lambda: None)
+    assert network_check.main(["--seconds", "5", "--gpu"]) == 1
+    answers = [read_answers(line)[0] for line in capfd.readouterr().out.splitlines()]
+    assert answers[-1]["state"] == "done" and "finds no GPU" in answers[-1]["problem"]
+    assert not answers[-1]["waited"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pretrain.config import ConfigError
-from pretrain.config.environment import adopt_place, first_node
+from pretrain.config.environment import adopt_place, device_index, first_node
 
 SRUN = {
     "SLURM_PROCID": "5",
@@ -69,3 +69,11 @@ def test_the_first_node_of_a_list(nodes, first):
     assert first_node(nodes) == first
     with pytest.raises(ConfigError):
         first_node("")
+
+
+def test_a_rank_has_the_gpu_of_its_number_or_the_only_one_that_it_sees(monkeypatch):
+    monkeypatch.setenv("RANK", "11")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [device_index(visible) for visible in (8, 4, 1)] == [3, 3, 0]
+    with pytest.raises(ConfigError, match="rank 11 is number 3 .* sees 2 GPUs: start one rank for each GPU"):
+        device_index(2)
