@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -190,16 +190,25 @@ class Engine:
             if parameter.grad is None:  # no loss reached it; ZeRO counts that as zero, too
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [(parameter, parameter.grad) for parameter in trained if parameter.grad is not None]
-        norms = torch.stack(torch._foreach_norm([gradient for _, gradient in gradients]))
-        is_split = [getattr(parameter, "tensor_model_parallel", False) for parameter, _ in gradients]
-        mine = torch.tensor(is_split, dtype=torch.bool, device=norms.device)
-        split, whole = norms[mine].square().sum(), norms[~mine].square().sum()
+        norms = torch._foreach_norm([gradient for _, gradient in gradients])
+        split, whole = (self._sum_of_squares(gradients, norms, is_split=one) for one in (True, False))
         dist.all_reduce(split, group=self.topology.tensor_model_parallel_group)
         norm = float((split + whole).sqrt())
         limit = self.config.optimizer.clip_grad
         if limit and norm > limit:
             torch._foreach_mul_([gradient for _, gradient in gradients], limit / (norm + 1e-6))
         return norm
+
+    def _sum_of_squares(
+        self, gradients: list[tuple[nn.Parameter, Tensor]], norms: Sequence[Tensor], *, is_split: bool
+    ) -> Tensor:
+        """Of the norms of parameters that tensor parallelism splits, or of the others; picked on the host."""
+        picked = [
+            norm
+            for (parameter, _), norm in zip(gradients, norms, strict=True)
+            if bool(getattr(parameter, "tensor_model_parallel", False)) == is_split
+        ]
+        return torch.stack(picked).square().sum() if picked else torch.zeros((), device=self.topology.device)
 
 
 def _flat_gradients(engine: Any, topology: Topology) -> FlatGradients | None:
