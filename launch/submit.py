@@ -88,7 +88,7 @@ def array_tasks(run_dir: str, sweeps: Sequence[str]) -> tuple[ArrayTask, ...]:
     Raises:
         ConfigError: If a text has no values, or two runs would share a directory.
     """
-    choices = []
+    choices: list[list[str]] = []
     for text in sweeps:
         key, equals, values = text.partition("=")
         if not equals or not key or not all(values.split(",")):

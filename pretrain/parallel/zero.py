@@ -71,17 +71,7 @@ class Engine:
         self._micro_batches_left = 0
         if config.parallel.sequence_parallel:
             reduce_partial_gradients(model, topology)
-        self.deepspeed: Any
-        try:
-            self.deepspeed, *_ = deepspeed.initialize(
-                model=model,
-                optimizer=optimizer,
-                config=deepspeed_config(config, topology.world_size),
-                mpu=ModelParallelUnit(topology),
-                dist_init_required=None,
-            )
-        except (ValidationError, DeepSpeedConfigError) as error:
-            raise ConfigError(refused_by_deepspeed(config.deepspeed, error)) from error
+        self.deepspeed: Any = _initialize(config, model, optimizer, topology)
         alone = topology.data_parallel_size == 1
         self._flat_gradients = _flat_gradients(self.deepspeed, topology)
         self._summed_here = bool(self._flat_gradients) or (alone and self.zero_stage == 0)
@@ -209,6 +199,27 @@ class Engine:
             if bool(getattr(parameter, "tensor_model_parallel", False)) == is_split
         ]
         return torch.stack(picked).square().sum() if picked else torch.zeros((), device=self.topology.device)
+
+
+def _initialize(
+    config: JobConfig, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology
+) -> Any:
+    """DeepSpeed's engine.
+
+    Raises:
+        ConfigError: it refuses the `deepspeed` section.
+    """
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=model,
+            optimizer=optimizer,
+            config=deepspeed_config(config, topology.world_size),
+            mpu=ModelParallelUnit(topology),
+            dist_init_required=None,
+        )
+    except (ValidationError, DeepSpeedConfigError) as error:
+        raise ConfigError(refused_by_deepspeed(config.deepspeed, error)) from error
+    return engine
 
 
 def _flat_gradients(engine: Any, topology: Topology) -> FlatGradients | None:
