@@ -154,14 +154,16 @@ def _add_slurm(backends: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--cluster-set",
         dest="cluster_overrides",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="override a key of the cluster configuration, e.g. nodes=2",
+        help="override keys of the cluster configuration, e.g. nodes=2",
     )
     parser.add_argument(
         "--array",
-        action="append",
+        action="extend",
+        nargs="+",
         default=[],
         metavar="KEY=V1,V2",
         help="a run for each value of a config key, as a job array; repeat it for all combinations",

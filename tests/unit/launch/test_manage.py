@@ -115,7 +115,7 @@ def test_the_data_of_every_run_of_an_array_is_looked_at(slurm, words, tmp_path, 
 
 
 def test_an_array_has_a_record_for_each_run(slurm, words, tmp_path, capsys):
-    assert launch(*words, "--array", "optimizer.lr=1e-3,0.5", "--array", "seed=1,2") == 0
+    assert launch(*words, "--array", "optimizer.lr=1e-3,0.5", "seed=1,2") == 0
     names = ["lr=1e-3,seed=1", "lr=1e-3,seed=2", "lr=0.5,seed=1", "lr=0.5,seed=2"]
     for index, name in enumerate(names):
         record = json.loads((tmp_path / "run" / name / "launch.json").read_text())
@@ -134,6 +134,7 @@ def test_an_array_has_a_record_for_each_run(slurm, words, tmp_path, capsys):
         (["--array", "optimizer.lr=-1,1e-3"], "optimizer.lr"),
         (["--cluster-set", "nodes=3-4"], "with nodes: 3"),
         (["--cluster-set", "partitio=x"], "did you mean 'partition'?"),
+        (["--cluster-set", "nodes=1", "partitio=x"], "did you mean 'partition'?"),
         (["--set", "data.corpora.0.path=absent"], "absent"),
     ],
 )
