@@ -57,6 +57,7 @@ def data_findings(config: RunConfig) -> list[Finding]:
                 share = corpus.weight / total_weight if name == "train" else None
                 findings.append(_summary(split, config, share))
     findings += _validation_findings(without_validation, len(config.data.corpora))
+    findings += _same_path_findings(config)
     return findings + _initial_weights_findings(config)
 
 
@@ -66,6 +67,17 @@ def _initial_weights_findings(config: RunConfig) -> list[Finding]:
     if path is None or Path(path).exists() or newest_checkpoint(Path(config.run_dir)):
         return []
     return [Finding("error", "data", f"initial_weights: {path} does not exist")]
+
+
+def _same_path_findings(config: RunConfig) -> list[Finding]:
+    """A corpus under two names is read twice, each with epochs of its own."""
+    seen: dict[str, str] = {}
+    findings = []
+    for corpus in config.data.corpora:
+        if (first := seen.setdefault(corpus.path.rstrip("/"), corpus.name)) != corpus.name:
+            text = f"corpus {corpus.name}: the same path as corpus {first}; its documents come twice"
+            findings.append(Finding("warning", "data", text))
+    return findings
 
 
 def _validation_findings(without: list[str], corpora: int) -> list[Finding]:

@@ -174,6 +174,14 @@ def test_a_run_directory_that_is_a_file_is_an_error(capsys, run):
     assert code == 2 and f"run_dir: {run} is no directory" in out
 
 
+def test_a_corpus_under_two_names_is_warned_of(capsys, run):
+    path = run.parent / "corpus"
+    corpora = f"data.corpora=[{{name: a, path: {path}}}, {{name: b, path: {path}/}}]"
+    code, out = headwater_check(capsys, run, "--set", corpora)
+    assert code == 0 and "corpus b: the same path as corpus a" in out
+    assert "the same path" not in headwater_check(capsys, run)[1]
+
+
 def test_bert_needs_sentences(capsys, run):
     code, out = headwater_check(capsys, run, "--set", "model.kind=bert")
     assert code == 2
