@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.runtime import bf16_optimizer
 from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero import stage_1_and_2
@@ -28,6 +27,7 @@ from pretrain.config.deepspeed_keys import refused_by_deepspeed
 from pretrain.config.errors import ConfigError
 from pretrain.config.schema import JobConfig
 from pretrain.parallel.flat_gradients import FlatGradients
+from pretrain.parallel.gradient_norm import global_norm
 from pretrain.parallel.loss_scale import LossScale
 from pretrain.parallel.model_parallel_unit import ModelParallelUnit
 from pretrain.parallel.partial_gradients import reduce_partial_gradients
@@ -174,31 +174,17 @@ class Engine:
         _forget_models()
 
     def _clip_whole_gradients(self) -> float:
-        """Clip unpartitioned gradients (stage 0); the global norm counts a replicated parameter once."""
+        """Clip unpartitioned gradients (stage 0) by their global norm."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         for parameter in trained:
             if parameter.grad is None:  # no loss reached it; ZeRO counts that as zero, too
                 parameter.grad = torch.zeros_like(parameter)
         gradients = [(parameter, parameter.grad) for parameter in trained if parameter.grad is not None]
-        norms = torch._foreach_norm([gradient for _, gradient in gradients])
-        split, whole = (self._sum_of_squares(gradients, norms, is_split=one) for one in (True, False))
-        dist.all_reduce(split, group=self.topology.tensor_model_parallel_group)
-        norm = float((split + whole).sqrt())
+        norm = global_norm(gradients, self.topology)
         limit = self.config.optimizer.clip_grad
         if limit and norm > limit:
             torch._foreach_mul_([gradient for _, gradient in gradients], limit / (norm + 1e-6))
         return norm
-
-    def _sum_of_squares(
-        self, gradients: list[tuple[nn.Parameter, Tensor]], norms: Sequence[Tensor], *, is_split: bool
-    ) -> Tensor:
-        """Of the norms of parameters that tensor parallelism splits, or of the others; picked on the host."""
-        picked = [
-            norm
-            for (parameter, _), norm in zip(gradients, norms, strict=True)
-            if bool(getattr(parameter, "tensor_model_parallel", False)) == is_split
-        ]
-        return torch.stack(picked).square().sum() if picked else torch.zeros((), device=self.topology.device)
 
 
 def _initialize(
