@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -33,9 +34,13 @@ class Attempt:
         _append(self.path, {"attempt": self.number} | facts)
 
     def record_end(self, exit_code: int, seconds: float, **facts: object) -> None:
-        """Append how it ended."""
+        """Append how it ended; where that cannot be written (disk full, ...) it is told, not raised."""
         end = {"attempt": self.number, "ended": _now(), "exit_code": exit_code, "seconds": round(seconds, 1)}
-        _append(self.path, end | facts)
+        try:
+            _append(self.path, end | facts)
+        except OSError as error:
+            text = f"the end of attempt {self.number} is not on record: {self.path}: {error.strerror}"
+            print(f"headwater: {text}", file=sys.stderr, flush=True)
 
 
 def begin_attempt(plan: LaunchPlan) -> Attempt:

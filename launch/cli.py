@@ -7,6 +7,7 @@ that need no torch (launch, check) work where it is not installed.
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
 import os
 import signal
@@ -109,6 +110,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         # ConfigError, DataError and their kin carry the exit code; all else is a crash with its traceback.
         exit_code = getattr(error, "exit_code", None)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            from pretrain.config.exit_codes import STORAGE
+
+            return _fail(f"{error}; make room and run the same command again", STORAGE)
         if exit_code is None:
             raise
         return _fail(str(error), int(exit_code))

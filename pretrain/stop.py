@@ -70,6 +70,12 @@ class StopSignals:
             _exit(128 + number, f"ended at once by a second {name}; an earlier checkpoint stays")
 
 
+class RunDirectoryGoneError(Exception):
+    """Somebody removed the run directory of a run that trains."""
+
+    exit_code = exit_codes.STORAGE
+
+
 class StopFile:
     """A file named `stop` in the run directory: the request of a signal, where launchers pass none on.
 
@@ -82,12 +88,22 @@ class StopFile:
         self.found = False
 
     def look(self) -> bool:
-        """Whether the file is, or was, there."""
+        """Whether the file is, or was, there.
+
+        Raises:
+            RunDirectoryGoneError: the run directory was removed.
+        """
         if self.found or time.monotonic() < self._look_at:
             return self.found
         self._look_at = time.monotonic() + _LOOK_SECONDS
         # By listing: a network file system may remember for a minute that a name is absent.
-        if STOP_FILE in os.listdir(self._run_dir):
+        try:
+            names = os.listdir(self._run_dir)
+        except FileNotFoundError:
+            raise RunDirectoryGoneError(
+                f"run_dir: {self._run_dir} was removed while the run trained; the same command begins anew"
+            ) from None
+        if STOP_FILE in names:
             (self._run_dir / STOP_FILE).unlink(missing_ok=True)
             self.found = True
         return self.found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 import types
@@ -77,6 +78,13 @@ def test_a_crash_stays_a_crash(group):
     group(raising(ZeroDivisionError("bug")))
     with pytest.raises(ZeroDivisionError):
         cli.main(["data"])
+
+
+def test_a_full_disk_is_told_with_its_exit_code(group, capsys):
+    group(raising(OSError(errno.ENOSPC, "No space left on device", "runs/x/launch.json")))
+    assert cli.main(["data"]) == 74
+    err = capsys.readouterr().err
+    assert "No space left on device: 'runs/x/launch.json'; make room" in err and "Traceback" not in err
 
 
 def test_a_missing_package_names_what_installs_it(group, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -104,6 +105,16 @@ def test_logs_append_with_a_header_for_each_attempt(run, tmp_path):
     lines = (tmp_path / "run" / "logs" / "attempts.jsonl").read_text().splitlines()
     ends = [json.loads(line)["exit_code"] for line in lines if "exit_code" in line]
     assert ends == [0, 3] and len(lines) == 4
+
+
+def test_an_end_that_cannot_be_recorded_leaves_the_exit_code(start, tmp_path):
+    launcher = start(1, FAKE_RANK="save-on:SIGTERM")
+    wait_for("rank 0 ready", lambda: log_of(tmp_path, 0))
+    shutil.rmtree(tmp_path / "run")
+    launcher.send_signal(signal.SIGTERM)
+    _, err = launcher.communicate(timeout=WAIT_SECONDS)
+    assert launcher.returncode == 75, err
+    assert "the end of attempt 1 is not on record" in err and "Traceback" not in err
 
 
 def test_of_a_redrawn_line_the_log_keeps_the_last_state(run, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 
 from pretrain import saving
 from pretrain.checkpoint import CheckpointError
-from pretrain.stop import StopFile, StopSignals
+from pretrain.stop import RunDirectoryGoneError, StopFile, StopSignals
 from tests.support.saving import job_that_saves
 
 SCRIPT = """
@@ -118,3 +118,9 @@ def test_a_file_asks_for_a_stop_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (tmp_path / "stop").touch()
     assert file.look() and file.look()
     assert not (tmp_path / "stop").exists() and not StopFile(tmp_path).look()
+
+
+def test_a_run_directory_that_was_removed_is_no_crash(tmp_path: Path) -> None:
+    with pytest.raises(RunDirectoryGoneError, match="gone was removed while the run trained") as caught:
+        StopFile(tmp_path / "gone").look()
+    assert caught.value.exit_code == 74
