@@ -11,11 +11,12 @@ from pathlib import Path
 from launch import deepspeed_runner, local, manage, submit
 from launch.cluster import LocalClusterConfig, load_cluster
 from launch.jobs import load_job
-from launch.machine import free_port, has_accelerator, usable_cores
+from launch.machine import free_port, usable_cores
 from launch.plan import LaunchPlan, rank_environment
 from launch.record import LaunchRecord, write_record
 from pretrain.config import ConfigError
 from pretrain.config.arguments import add_run_arguments, non_negative_int, positive_int
+from pretrain.config.environment import has_accelerator
 from pretrain.config.exit_codes import OK
 from pretrain.config.identity import check_run_directory, lock_run_directory
 

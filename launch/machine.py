@@ -7,18 +7,10 @@ import random
 import socket
 from pathlib import Path
 
-# NVIDIA, NVIDIA under WSL, AMD. A container may show any subset of a host's numbered devices.
-ACCELERATOR_DEVICES = ("nvidia[0-9]*", "dxg", "kfd")
-
 
 def usable_cores() -> int:
     """CPU cores that this process may use: fewer than the machine has, under SLURM or taskset."""
     return len(os.sched_getaffinity(0))
-
-
-def has_accelerator(devices: Path = Path("/dev")) -> bool:
-    """Whether a GPU is visible, told by its device file."""
-    return any(True for pattern in ACCELERATOR_DEVICES for _ in devices.glob(pattern))
 
 
 def gpu_count(devices: Path = Path("/dev")) -> int:

@@ -17,9 +17,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from launch.machine import has_accelerator, usable_cores
+from launch.machine import usable_cores
 from launch.output import LogFile, Tee
 from launch.plan import rank_environment
+from pretrain.config.environment import has_accelerator
 from pretrain.config.exit_codes import OK, STOPPED
 
 PEER_GRACE_SECONDS = 5.0

@@ -14,7 +14,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from pretrain.config.environment import adopt_place, device_index, world_size_from_environment
+from pretrain.config.environment import adopt_place, cuda_build, device_index, world_size_from_environment
 from pretrain.config.run_files import RANK_LINE
 
 ELEMENTS = 1 << 20
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         began = time.monotonic()
         gpus = torch.cuda.is_available()
         if arguments.gpu and not gpus:
-            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
+            built = cuda_build(torch.version.cuda)
             problem: str | None = f"torch {torch.__version__} ({built}) finds no GPU; does the driver fit it?"
         else:
             problem = _all_reduce(rank, world_size, timedelta(seconds=seconds), gpus)

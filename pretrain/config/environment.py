@@ -5,11 +5,25 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, MutableMapping
+from pathlib import Path
 
 from pretrain.config.errors import ConfigError
 
 FIRST_PORT, PORTS = 20000, 10000
 """Ports that ranks meet at, below Linux's ephemeral ones, which begin at 32768."""
+
+ACCELERATOR_DEVICES = ("nvidia[0-9]*", "dxg", "kfd")
+"""NVIDIA, NVIDIA under WSL, AMD. A container may show any subset of a host's numbered devices."""
+
+
+def has_accelerator(devices: Path = Path("/dev")) -> bool:
+    """Whether a GPU is visible, told by its device file."""
+    return any(True for pattern in ACCELERATOR_DEVICES for _ in devices.glob(pattern))
+
+
+def cuda_build(version: str | None) -> str:
+    """What torch was built for, from `torch.version.cuda`."""
+    return f"built for CUDA {version}" if version else "built without CUDA"
 
 
 def world_size_from_environment() -> int:

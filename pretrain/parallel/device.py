@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import random as megatron_random
 
-from pretrain.config.environment import device_index
+from pretrain.config.environment import cuda_build, device_index, has_accelerator
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
@@ -27,6 +28,19 @@ def compute_device() -> torch.device:
     if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", device_index(torch.cuda.device_count()))
+
+
+def tell_of_idle_gpu() -> None:
+    """Say on stderr that a GPU of this machine is not used, unless that is meant; for a rank on the CPU."""
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1", "NoDevFiles")
+    if wanted and os.environ.get("DS_ACCELERATOR") != "cpu" and has_accelerator():
+        torch_is = f"torch {torch.__version__} ({cuda_build(torch.version.cuda)})"
+        print(
+            f"headwater: this machine has a GPU, but {torch_is} finds none, so the CPU computes; install a "
+            "torch that fits the driver, or set DS_ACCELERATOR=cpu",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def backend(device: torch.device) -> str:

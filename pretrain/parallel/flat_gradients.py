@@ -64,6 +64,8 @@ class FlatGradients:
         self._sums: list[dist.Work] = []
         optimizer._update_hp_grad = self._write_or_add
         optimizer.clear_hp_grads = self._forget
+        self._for_norm = optimizer.get_grads_for_norm
+        optimizer.get_grads_for_norm = self._for_norm_or_clipping
 
     def begin_last(self) -> None:
         """To be called before the last backward pass of a step."""
@@ -126,6 +128,10 @@ class FlatGradients:
             assert work is not None  # this rank is one of the group
             self._sums.append(work)
         del self._waiting[:count]
+
+    def _for_norm_or_clipping(self, for_clipping: bool = False) -> Any:
+        """Theirs for the norm; to be clipped is only what this rank's update reads, not all gradients."""
+        return self._optimizer.fp32_groups_gradient_flat_partition if for_clipping else self._for_norm()
 
     def _forget(self) -> None:
         for written in self._written:

@@ -13,7 +13,13 @@ from megatron.core import parallel_state
 
 from pretrain.config.environment import world_size_from_environment
 from pretrain.config.errors import ConfigError
-from pretrain.parallel.device import backend, compute_device, keep_freed_memory, use_cpu
+from pretrain.parallel.device import (
+    backend,
+    compute_device,
+    keep_freed_memory,
+    tell_of_idle_gpu,
+    use_cpu,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,6 +70,8 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
             dist.init_process_group(backend(device), store=_lone_store(), rank=0, world_size=1)
         else:
             dist.init_process_group(backend(device), timeout=timedelta(seconds=timeout_seconds))
+    if device.type == "cpu" and dist.get_rank() == 0:
+        tell_of_idle_gpu()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_model_parallel_size, create_gloo_process_groups=False
     )

@@ -17,19 +17,15 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.runtime import bf16_optimizer
-from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero import stage_1_and_2
-from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pretrain.config.deepspeed import deepspeed_config, running_stage
-from pretrain.config.deepspeed_keys import refused_by_deepspeed
-from pretrain.config.errors import ConfigError
+from pretrain.config.deepspeed import running_stage
 from pretrain.config.schema import JobConfig
+from pretrain.parallel.deepspeed_start import start_deepspeed
 from pretrain.parallel.flat_gradients import FlatGradients
 from pretrain.parallel.gradient_norm import global_norm
 from pretrain.parallel.loss_scale import LossScale
-from pretrain.parallel.model_parallel_unit import ModelParallelUnit
 from pretrain.parallel.partial_gradients import reduce_partial_gradients
 from pretrain.parallel.pending_reads import PendingReads
 from pretrain.parallel.rng import seed_step
@@ -71,7 +67,7 @@ class Engine:
         self._micro_batches_left = 0
         if config.parallel.sequence_parallel:
             reduce_partial_gradients(model, topology)
-        self.deepspeed: Any = _initialize(config, model, optimizer, topology)
+        self.deepspeed: Any = start_deepspeed(config, model, optimizer, topology)
         alone = topology.data_parallel_size == 1
         self._flat_gradients = _flat_gradients(self.deepspeed, topology)
         self._summed_here = bool(self._flat_gradients) or (alone and self.zero_stage == 0)
@@ -187,27 +183,6 @@ class Engine:
         return norm
 
 
-def _initialize(
-    config: JobConfig, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology
-) -> Any:
-    """DeepSpeed's engine.
-
-    Raises:
-        ConfigError: it refuses the `deepspeed` section.
-    """
-    try:
-        engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=deepspeed_config(config, topology.world_size),
-            mpu=ModelParallelUnit(topology),
-            dist_init_required=None,
-        )
-    except (ValidationError, DeepSpeedConfigError) as error:
-        raise ConfigError(refused_by_deepspeed(config.deepspeed, error)) from error
-    return engine
-
-
 def _flat_gradients(engine: Any, topology: Topology) -> FlatGradients | None:
     """Those of DeepSpeed's bf16 optimizer, to be summed by us; None where another type is to be summed."""
     if not isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer):
@@ -236,14 +211,16 @@ def _reported_overflow(optimizer: Any) -> Iterator[None]:
         "get_grads_for_norm": lambda *_, **__: ([torch.tensor([math.inf])], {}),  # its bf16 optimizer
         "_update_scale": lambda *_: None,
     }
-    patched = [name for name in infinite if hasattr(optimizer, name)]
+    patched = {name: vars(optimizer).get(name) for name in infinite if hasattr(optimizer, name)}
     for name in patched:
         setattr(optimizer, name, infinite[name])
     try:
         yield
     finally:
-        for name in patched:
+        for name, ours in patched.items():
             delattr(optimizer, name)  # the class's own again
+            if ours is not None:
+                setattr(optimizer, name, ours)
 
 
 def _forget_gradients(optimizer: Any) -> None:

@@ -72,6 +72,16 @@ def base(kind: str) -> Any:
     return shrunk(load_config(REPOSITORY / "configs" / kind / "tiny.yaml"))
 
 
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", "torch.float32"), ("bf16", "torch.bfloat16")])
+def test_weights_of_stage_3_are_split_before_they_are_moved(
+    pools: dict[int, RankPool], precision: str, dtype: str
+) -> None:
+    for found in pools[2].run("tests.support.start:started", layout=Layout(1, 3, precision)):
+        assert found["moved"] == []
+        assert found["types"] == {dtype}
+        assert found["kept"] == pytest.approx(found["whole"] / 2, rel=0.01)
+
+
 @pytest.fixture(scope="module")
 def references(pools: dict[int, RankPool]) -> dict[str, Any]:
     """One rank, fp32, plain torch: no DeepSpeed, no partition."""

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from launch.machine import has_accelerator
 from launch.plan import LaunchPlan, rank_environment
+from pretrain.config.environment import has_accelerator
 
 
 def make_plan(**changes: object) -> LaunchPlan:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pretrain.parallel import flat_gradients
 from pretrain.parallel.flat_gradients import FlatGradients
+from pretrain.parallel.zero import _reported_overflow
 
 ALONE, TWO = (cast(dist.ProcessGroup, SimpleNamespace(size=lambda n=n: n)) for n in (1, 2))
 
@@ -27,6 +28,8 @@ def optimizer_of(*groups: list[nn.Parameter]) -> Any:
         fp32_groups_gradients_flat=flats,
         fp32_groups_gradients=sums,
         fp32_groups_has_gradients=[[False] * len(group) for group in groups],
+        fp32_groups_gradient_flat_partition=[flat[len(flat) // 2 :] for flat in flats],
+        get_grads_for_norm=lambda: (sums, {}),
     )
 
 
@@ -121,3 +124,16 @@ def test_a_gradient_that_comes_after_its_sum_began_is_an_error(summed: list[list
     optimizer._update_hp_grad(one, 0, 0, clear_lp_grads=False)
     with pytest.raises(RuntimeError, match="added twice"):
         optimizer._update_hp_grad(one, 0, 0, clear_lp_grads=False)
+
+
+def test_clipped_is_what_this_rank_updates_alone() -> None:
+    """All gradients make the norm; the same coefficient for a part of them."""
+    weight = parameter(1.0)
+    optimizer = optimizer_of([weight])
+    FlatGradients(optimizer, [weight], TWO, early=False)
+    (found,) = optimizer.get_grads_for_norm(for_clipping=True)
+    assert found is optimizer.fp32_groups_gradient_flat_partition[0]
+    assert optimizer.get_grads_for_norm() == (optimizer.fp32_groups_gradients, {})
+    with _reported_overflow(optimizer):
+        assert optimizer.get_grads_for_norm()[0][0].isinf().all()
+    assert optimizer.get_grads_for_norm(for_clipping=True)[0] is found  # a step that was discarded
