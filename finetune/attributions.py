@@ -28,8 +28,10 @@ def kept_attention(model: Any) -> Iterator[list[Tensor]]:
     """
     kept: list[Tensor] = []
 
-    def keep(_module: Any, inputs: Any) -> None:
+    def keep(core: Any, inputs: Any) -> None:
         query, key, _, mask = inputs[:4]  # [S, B, N, D], [S, B, G, D]
+        if core.kept is not None:
+            query, key = core.kept.put(query), core.kept.put(key)
         query, key = (part[:, 0].transpose(0, 1).float() for part in (query, key))  # [N, S, D], [G, S, D]
         key = key.repeat_interleave(len(query) // len(key), dim=0)
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5

@@ -26,6 +26,7 @@ from finetune.text import read_tokenizer
 from pretrain.checkpoint import load_parameters
 from pretrain.checkpoint.manifest import wanted_by
 from pretrain.config import ConfigError
+from pretrain.models.bert import BertLayer
 from pretrain.models.vocabulary import whole_logits
 from pretrain.parallel.topology import Topology
 
@@ -176,9 +177,13 @@ class _Lesson:
         return batch["loss_mask"] if self._kind == "sft" else batch["padding_mask"].float()
 
     def _keeper(self, kept: list[Tensor]) -> Callable[..., None]:
-        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if self._student.training:
-                kept.append(output[0] if isinstance(output, tuple) else output)
+        def keep(layer: nn.Module, _inputs: Any, output: Any) -> None:
+            if not self._student.training:
+                return
+            hidden = output[0] if isinstance(output, tuple) else output
+            if isinstance(layer, BertLayer):  # it sees no padding
+                hidden = layer.attention.core_attention.kept.put(hidden)
+            kept.append(hidden)  # [S, B, H]
 
         return keep
 

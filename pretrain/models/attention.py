@@ -12,6 +12,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from pretrain.models import cpu_attention
+from pretrain.models.padding import Kept
 
 
 class KeyValueStore(Protocol):
@@ -41,6 +42,8 @@ class SdpaCoreAttention(torch.nn.Module):
         self.causal = attn_mask_type == AttnMaskType.causal
         self.dropout = config.attention_dropout
         self.cache: KeyValueStore | None = None
+        self.kept: Kept | None = None
+        """With it queries, keys and values come as [T, 1, ...], and the result leaves so."""
         self.own_stream = not config.sequence_parallel
 
     def forward(
@@ -60,8 +63,14 @@ class SdpaCoreAttention(torch.nn.Module):
         Returns:
             [S, B, N * D], contiguous.
         """
+        if self.kept is not None:
+            query, key, value = (self.kept.put(x) for x in (query, key, value))
+            return self.kept.take(self._attend(query, key, value, attention_mask))
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
+        return self._attend(query, key, value, attention_mask)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
         dropout = self.dropout if self.training else 0.0
         causal = self.causal and attention_mask is None
         if cpu_attention.suits(query, key, attention_mask, dropout):

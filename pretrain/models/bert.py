@@ -1,7 +1,7 @@
 """BERT (Devlin et al., 2019) composed from megatron-core's parallel parts.
 
-Legend: B micro_batch_size, S seq_length, H hidden_size, M masked positions in the micro-batch, V padded
-vocabulary.
+Legend: B micro_batch_size, S seq_length, T tokens of a micro-batch without padding, H hidden_size, M masked
+positions in the micro-batch, V padded vocabulary.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from pretrain.config.derive import padded_vocab_size
 from pretrain.config.model import BertModelConfig
 from pretrain.models.norm import LayerNorm
+from pretrain.models.padding import Kept, keep
 from pretrain.models.transformer import mlp_parts, self_attention_parts, transformer_config
 from pretrain.models.vocabulary import VocabularyLinear
 
@@ -41,20 +42,18 @@ class BertEmbeddings(nn.Module):
         self.dropout = nn.Dropout(model.hidden_dropout)
         self.sequence_parallel = config.sequence_parallel
 
-    def forward(self, tokens: Tensor, token_types: Tensor) -> Tensor:
-        """[B, S] ids and segments to [S, B, H] activations, [S / TP, B, H] under sequence parallelism."""
+    def forward(self, tokens: Tensor, token_types: Tensor, kept: Kept) -> Tensor:
+        """[B, S] ids and segments to [T, 1, H] activations, [T / TP, 1, H] under sequence parallelism."""
         positions = torch.arange(tokens.shape[1], device=tokens.device)
         summed = (
             self.word_embeddings(tokens)
             + self.position_embeddings(positions)
             + self.token_type_embeddings(token_types)
         )
-        hidden: Tensor
+        rows = kept.take(summed.transpose(0, 1).contiguous())
         if self.sequence_parallel:
-            part = tensor_parallel.scatter_to_sequence_parallel_region(summed.transpose(0, 1).contiguous())
-            hidden = self.dropout(self.norm(part))
-        else:
-            hidden = self.dropout(self.norm(summed)).transpose(0, 1).contiguous()
+            rows = tensor_parallel.scatter_to_sequence_parallel_region(rows)
+        hidden: Tensor = self.dropout(self.norm(rows))
         return hidden
 
 
@@ -73,7 +72,7 @@ class BertLayer(nn.Module):
         self.dropout = nn.Dropout(model.hidden_dropout)
 
     def forward(self, hidden: Tensor, attention_mask: Tensor) -> Tensor:
-        """[S, B, H] to [S, B, H]; attention_mask as in SdpaCoreAttention."""
+        """[T, 1, H] to [T, 1, H]; attention_mask as in SdpaCoreAttention."""
         if self.post_norm:
             hidden = self.attention_norm(hidden + self._attend(hidden, attention_mask))
             normed: Tensor = self.mlp_norm(hidden + self._feed_forward(hidden))
@@ -127,23 +126,30 @@ class BertEncoder(nn.Module):
             padding_mask: [B, S] bool, True = a real token.
 
         Returns:
-            [S, B, H] hidden states and [B, H] pooled first token (dense + tanh; None without pooler).
+            [S, B, H] hidden states, 0 at padding, and [B, H] pooled first token (dense + tanh; None without
+            pooler).
         """
+        shared_by = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+        kept = keep(padding_mask, multiple_of=shared_by)
+        layers: list[Any] = list(self.layers)
+        for layer in layers:
+            layer.attention.core_attention.kept = kept
         attention_mask = padding_mask[:, None, None, :]
         if self.config.sequence_parallel:
             with tensor_parallel.get_cuda_rng_tracker().fork():  # tensor ranks hold different positions
-                part = self._encode(tokens, token_types, attention_mask)
+                part = self._encode(tokens, token_types, kept, attention_mask)
             # The heads compute the same on every tensor rank, so each takes its slice of their gradient.
-            hidden: Tensor = tensor_parallel.gather_from_sequence_parallel_region(
+            rows: Tensor = tensor_parallel.gather_from_sequence_parallel_region(
                 part, tensor_parallel_output_grad=False
             )
         else:
-            hidden = self._encode(tokens, token_types, attention_mask)
+            rows = self._encode(tokens, token_types, kept, attention_mask)
+        hidden = kept.put(rows)
         return hidden, None if self.pooler is None else torch.tanh(self.pooler(hidden[0]))
 
-    def _encode(self, tokens: Tensor, token_types: Tensor, attention_mask: Tensor) -> Tensor:
-        """[B, S] to [S, B, H], [S / TP, B, H] under sequence parallelism."""
-        hidden: Tensor = self.embeddings(tokens, token_types)
+    def _encode(self, tokens: Tensor, token_types: Tensor, kept: Kept, attention_mask: Tensor) -> Tensor:
+        """[B, S] to [T, 1, H], [T / TP, 1, H] under sequence parallelism."""
+        hidden: Tensor = self.embeddings(tokens, token_types, kept)
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 hidden = tensor_parallel.checkpoint(layer, False, hidden, attention_mask)
