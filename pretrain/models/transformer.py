@@ -13,13 +13,11 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from pretrain.config.derive import query_groups
+from pretrain.config.derive import TORCH_DTYPES, query_groups
 from pretrain.config.model import GPTModelConfig, ModelSection
 from pretrain.models.attention import SdpaCoreAttention
 from pretrain.models.gelu import gelu_tanh
 from pretrain.models.norm import norm_class
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def transformer_config(
@@ -46,7 +44,7 @@ def transformer_config(
         attention_dropout=model.attention_dropout,
         layernorm_epsilon=model.layernorm_epsilon,
         init_method_std=model.init_std,
-        params_dtype=DTYPES[precision],
+        params_dtype=getattr(torch, TORCH_DTYPES[precision]),
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         tensor_model_parallel_size=tensor_model_parallel_size,

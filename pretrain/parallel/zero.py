@@ -9,23 +9,27 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime import bf16_optimizer
+from deepspeed.runtime.config import DeepSpeedConfigError
 from deepspeed.runtime.zero import stage_1_and_2
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from pretrain.config.deepspeed import running_stage
+from pretrain.config.deepspeed import deepspeed_config, running_stage
+from pretrain.config.deepspeed_keys import refused_by_deepspeed
+from pretrain.config.derive import TORCH_DTYPES
+from pretrain.config.errors import ConfigError
 from pretrain.config.schema import JobConfig
-from pretrain.parallel.deepspeed_start import start_deepspeed
+from pretrain.parallel.discarded_updates import forget_gradients, reported_overflow
 from pretrain.parallel.flat_gradients import FlatGradients
 from pretrain.parallel.gradient_norm import global_norm
 from pretrain.parallel.loss_scale import LossScale
+from pretrain.parallel.model_parallel_unit import ModelParallelUnit
 from pretrain.parallel.partial_gradients import reduce_partial_gradients
 from pretrain.parallel.pending_reads import PendingReads
 from pretrain.parallel.rng import seed_step
@@ -67,7 +71,7 @@ class Engine:
         self._micro_batches_left = 0
         if config.parallel.sequence_parallel:
             reduce_partial_gradients(model, topology)
-        self.deepspeed: Any = start_deepspeed(config, model, optimizer, topology)
+        self.deepspeed: Any = _start(config, model, optimizer, topology)
         alone = topology.data_parallel_size == 1
         self._flat_gradients = _flat_gradients(self.deepspeed, topology)
         self._summed_here = bool(self._flat_gradients) or (alone and self.zero_stage == 0)
@@ -132,7 +136,7 @@ class Engine:
             grad_norm = float(self.deepspeed.get_global_grad_norm())
         applied = bool(self.deepspeed.was_step_applied())
         if not applied:
-            _forget_gradients(self.deepspeed.optimizer)
+            forget_gradients(self.deepspeed.optimizer)
         overflow = can_lower and not applied
         self.loss_scale.overflows += overflow
         return StepOutcome(grad_norm=grad_norm, applied=applied, overflow=overflow)
@@ -146,9 +150,9 @@ class Engine:
             self.deepspeed.zero_grad()
             self.deepspeed.step()  # AdamW leaves parameters without a gradient alone
         else:
-            with _reported_overflow(self.deepspeed.optimizer):
+            with reported_overflow(self.deepspeed.optimizer):
                 self.deepspeed.step()
-            _forget_gradients(self.deepspeed.optimizer)
+            forget_gradients(self.deepspeed.optimizer)
         return StepOutcome(grad_norm=math.nan, applied=False)
 
     def eval_mode(self) -> None:
@@ -183,6 +187,44 @@ class Engine:
         return norm
 
 
+def _start(config: JobConfig, model: nn.Module, optimizer: torch.optim.Optimizer, topology: Topology) -> Any:
+    """DeepSpeed's engine.
+
+    Raises:
+        ConfigError: it refuses the `deepspeed` section.
+    """
+    settings = deepspeed_config(config, topology.world_size)
+    try:
+        if running_stage(config, topology.world_size) == 3:
+            _split_weights(model, getattr(torch, TORCH_DTYPES[config.precision]), settings, topology)
+        engine, *_ = deepspeed.initialize(
+            model=model, optimizer=optimizer, config=settings, mpu=ModelParallelUnit(topology),
+            dist_init_required=None,
+        )  # fmt: skip
+    except (ValidationError, DeepSpeedConfigError) as error:
+        raise ConfigError(refused_by_deepspeed(config.deepspeed, error)) from error
+    return engine
+
+
+def _split_weights(
+    model: nn.Module, dtype: torch.dtype, settings: dict[str, Any], topology: Topology
+) -> None:
+    """Leave this rank's part of each parameter on its device, one parameter after the other.
+
+    `deepspeed.initialize` would move the whole tensor-parallel slice there first. It moves nothing of a model
+    that is split already, hence the buffers.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    for buffer in model.buffers():
+        buffer.data = buffer.data.to(topology.device)
+    deepspeed.init_distributed(verbose=False)  # its settings are checked against the number of ranks
+    deepspeed.zero.Init(
+        module=model, data_parallel_group=topology.data_parallel_group, config_dict_or_path=settings,
+        dtype=dtype, mpu=ModelParallelUnit(topology),
+    )  # fmt: skip
+
+
 def _flat_gradients(engine: Any, topology: Topology) -> FlatGradients | None:
     """Those of DeepSpeed's bf16 optimizer, to be summed by us; None where another type is to be summed."""
     if not isinstance(engine.optimizer, bf16_optimizer.BF16_Optimizer):
@@ -197,41 +239,6 @@ def _flat_gradients(engine: Any, topology: Topology) -> FlatGradients | None:
 def _sums_early(device: torch.device) -> bool:
     """Beside the backward pass; on CPU the sums would take its cores (benchmarks/LOG.md)."""
     return device.type != "cpu"
-
-
-@contextmanager
-def _reported_overflow(optimizer: Any) -> Iterator[None]:
-    """Let DeepSpeed find an infinite gradient norm: it discards the update and cleans up, at every stage.
-
-    Its loss scale, if it has one, stays as it is.
-    """
-    infinite = {
-        "scaled_global_norm": lambda *_, **__: math.inf,  # stages 1 and 2
-        "_get_norm_groups": lambda: [torch.tensor(math.inf)],  # stage 3
-        "get_grads_for_norm": lambda *_, **__: ([torch.tensor([math.inf])], {}),  # its bf16 optimizer
-        "_update_scale": lambda *_: None,
-    }
-    patched = {name: vars(optimizer).get(name) for name in infinite if hasattr(optimizer, name)}
-    for name in patched:
-        setattr(optimizer, name, infinite[name])
-    try:
-        yield
-    finally:
-        for name, ours in patched.items():
-            delattr(optimizer, name)  # the class's own again
-            if ours is not None:
-                setattr(optimizer, name, ours)
-
-
-def _forget_gradients(optimizer: Any) -> None:
-    """Drop the fp32 sums that stages 1 and 2 keep after an update that was left out.
-
-    With an offloaded optimizer DeepSpeed 0.19.8 forgets to, and adds the next step's gradients to them.
-    """
-    for name in ("averaged_gradients", "all_grad_tensors"):
-        sums = getattr(optimizer, name, None)
-        if sums and hasattr(optimizer, "single_partition_of_fp32_groups"):
-            sums.update(dict.fromkeys(sums))
 
 
 def _forget_models() -> None:

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.parallel import flat_gradients
+from pretrain.parallel.discarded_updates import reported_overflow
 from pretrain.parallel.flat_gradients import FlatGradients
-from pretrain.parallel.zero import _reported_overflow
 
 ALONE, TWO = (cast(dist.ProcessGroup, SimpleNamespace(size=lambda n=n: n)) for n in (1, 2))
 
@@ -134,6 +134,6 @@ def test_clipped_is_what_this_rank_updates_alone() -> None:
     (found,) = optimizer.get_grads_for_norm(for_clipping=True)
     assert found is optimizer.fp32_groups_gradient_flat_partition[0]
     assert optimizer.get_grads_for_norm() == (optimizer.fp32_groups_gradients, {})
-    with _reported_overflow(optimizer):
+    with reported_overflow(optimizer):
         assert optimizer.get_grads_for_norm()[0][0].isinf().all()
     assert optimizer.get_grads_for_norm(for_clipping=True)[0] is found  # a step that was discarded
