@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +11,7 @@ from typing import Any
 
 from launch.slurm_nodes import step_lines
 from launch.slurm_step import END_SECONDS, Job, Signals, Step, say
+from pretrain.config.environment import cpu_is_meant
 from pretrain.config.run_files import RANK_LINE
 
 PEER_SECONDS = 5.0
@@ -28,7 +28,7 @@ def network_problems(job: Job, hosts: Sequence[str], port: int, signals: Signals
     """
     per_node = job.ranks_per_node if job.wanted.gpus else 1
     words = ["-m", "pretrain.network_check", "--seconds", f"{job.all_reduce_seconds / 2:g}"]
-    if job.wanted.gpus and os.environ.get("DS_ACCELERATOR") != "cpu":
+    if job.wanted.gpus and not cpu_is_meant():
         words.append("--gpu")  # otherwise all of them would train on the CPU
     env = {"MASTER_ADDR": hosts[0], "MASTER_PORT": str(port)}
     world_size, answers = len(hosts) * per_node, dict[int, dict[str, Any]]()

@@ -14,7 +14,13 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 
-from pretrain.config.environment import adopt_place, cuda_build, device_index, world_size_from_environment
+from pretrain.config.environment import (
+    adopt_place,
+    cpu_is_meant,
+    cuda_build,
+    device_index,
+    world_size_from_environment,
+)
 from pretrain.config.run_files import RANK_LINE
 
 ELEMENTS = 1 << 20
@@ -56,7 +62,7 @@ def _all_reduce(rank: int, world_size: int, timeout: timedelta, gpus: bool) -> s
     import torch.distributed as dist
 
     device = torch.device("cpu")
-    if gpus and os.environ.get("DS_ACCELERATOR") != "cpu":
+    if gpus and not cpu_is_meant():
         device = torch.device("cuda", device_index(torch.cuda.device_count()))
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timeout)

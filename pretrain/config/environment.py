@@ -21,6 +21,11 @@ def has_accelerator(devices: Path = Path("/dev")) -> bool:
     return any(True for pattern in ACCELERATOR_DEVICES for _ in devices.glob(pattern))
 
 
+def cpu_is_meant() -> bool:
+    """Whether ranks are to compute on the CPU, GPU or not: DS_ACCELERATOR=cpu, as DeepSpeed reads it."""
+    return os.environ.get("DS_ACCELERATOR") == "cpu"
+
+
 def cuda_build(version: str | None) -> str:
     """What torch was built for, from `torch.version.cuda`."""
     return f"built for CUDA {version}" if version else "built without CUDA"

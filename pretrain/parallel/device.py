@@ -18,14 +18,15 @@ from typing import Any
 import torch
 from megatron.core.tensor_parallel import random as megatron_random
 
-from pretrain.config.environment import cuda_build, device_index, has_accelerator
+from pretrain.config.environment import cpu_is_meant, cuda_build, device_index, has_accelerator
+from pretrain.parallel import CPU_IS_MEANT
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 
 def compute_device() -> torch.device:
     """The device of this rank: a GPU (`device_index`), or cpu where CUDA is absent or DS_ACCELERATOR=cpu."""
-    if os.environ.get("DS_ACCELERATOR") == "cpu" or not torch.cuda.is_available():
+    if cpu_is_meant() or not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", device_index(torch.cuda.device_count()))
 
@@ -33,7 +34,7 @@ def compute_device() -> torch.device:
 def tell_of_idle_gpu() -> None:
     """Say on stderr that a GPU of this machine is not used, unless that is meant; for a rank on the CPU."""
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1", "NoDevFiles")
-    if wanted and os.environ.get("DS_ACCELERATOR") != "cpu" and has_accelerator():
+    if wanted and not CPU_IS_MEANT and has_accelerator():
         torch_is = f"torch {torch.__version__} ({cuda_build(torch.version.cuda)})"
         print(
             f"headwater: this machine has a GPU, but {torch_is} finds none, so the CPU computes; install a "
