@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -104,14 +104,14 @@ def write_file(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file with `write_file`; NaN and infinities become null."""
-    write_file(path, json_file(value))
+def write_json(path: Path, value: Any, default: Callable[[Any], Any] | None = None) -> None:
+    """Write a JSON file with `write_file`; NaN and infinities become null. `default` as for `json.dumps`."""
+    write_file(path, json_file(value, default))
 
 
-def json_file(value: Any) -> bytes:
+def json_file(value: Any, default: Callable[[Any], Any] | None = None) -> bytes:
     """What `write_json` writes."""
-    return (to_json(value, indent=1) + "\n").encode()
+    return (to_json(value, indent=1, default=default) + "\n").encode()
 
 
 def _lock_directory(path: Path) -> int:

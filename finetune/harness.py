@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from data_tools.errors import DataError
-from data_tools.plain_json import to_json
-from data_tools.publish import write_file
+from data_tools.publish import write_json
 from finetune.export_hf import export
 from finetune.report import METRICS
 from finetune.source import find_model, read_architecture
@@ -108,7 +107,7 @@ def _make_directory(out: Path) -> None:
 
 def _write(path: Path, results: dict[str, Any], origin: dict[str, Any]) -> None:
     kept = {name: results[name] for name in KEPT if name in results} | origin
-    write_file(path, (to_json(kept, indent=1, default=str) + "\n").encode())
+    write_json(path, kept, default=str)
 
 
 def _tables(results: dict[str, Any]) -> list[str]:

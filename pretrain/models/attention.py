@@ -43,7 +43,7 @@ class SdpaCoreAttention(torch.nn.Module):
         self.dropout = config.attention_dropout
         self.cache: KeyValueStore | None = None
         self.kept: Kept | None = None
-        """With it queries, keys and values come as [T, 1, ...], and the result leaves so."""
+        """Which T tokens of the rows are there, where padding is left out; whoever owns the layer sets it."""
         self.own_stream = not config.sequence_parallel
 
     def forward(
@@ -61,16 +61,18 @@ class SdpaCoreAttention(torch.nn.Module):
                 queries' type: 0 or -inf.
 
         Returns:
-            [S, B, N * D], contiguous.
+            [S, B, N * D], contiguous. With `kept` it is [T, 1, N * D] of [T, 1, N, D] and [T, 1, G, D], and
+            the mask stays as it is.
         """
         if self.kept is not None:
             query, key, value = (self.kept.put(x) for x in (query, key, value))
-            return self.kept.take(self._attend(query, key, value, attention_mask))
+            return self.kept.take(self._context(query, key, value, attention_mask))
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
-        return self._attend(query, key, value, attention_mask)
+        return self._context(query, key, value, attention_mask)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
+    def _context(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
+        """`forward` on whole rows."""
         dropout = self.dropout if self.training else 0.0
         causal = self.causal and attention_mask is None
         if cpu_attention.suits(query, key, attention_mask, dropout):

@@ -27,7 +27,7 @@ class Kept:
 
     @property
     def all(self) -> bool:
-        """Whether nothing is left out; then the places are in order."""
+        """Whether nothing is left out; then rows stay as they are, whatever the order of the places."""
         return len(self.places) == self.shape[0] * self.shape[1]
 
     def take(self, padded: Tensor) -> Tensor:
