@@ -24,6 +24,8 @@ from benchmarks.training.processes import Candidate, measured_limits
 from benchmarks.training.work import WORKS, Work
 
 OURS = "headwater"
+WARM_UP_STEPS = 6
+"""Steps that do not count: they compile, and take memory from the kernel."""
 
 
 def main() -> None:
@@ -61,13 +63,13 @@ def default_names(work: str, ranks: bool) -> list[str]:
 
 
 def take_turns(work: str, names: list[str], repeats: int, steps: int) -> dict[str, list[dict[str, Any]]]:
-    """A round of each in turn, `repeats` times, after one round that warms up (and compiles)."""
+    """A round of each in turn, `repeats` times, after a longer one that warms up."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         candidates = []
         for name in names:  # one after the other: starting and compiling take all cores
             candidate = stack.enter_context(Candidate(work, name))
-            candidate.round(max(2, steps))
+            candidate.round(WARM_UP_STEPS)
             candidates.append(candidate)
         for _ in range(repeats):
             for candidate in candidates:

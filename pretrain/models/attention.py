@@ -65,18 +65,28 @@ class SdpaCoreAttention(torch.nn.Module):
             the mask stays as it is.
         """
         if self.kept is not None:
-            query, key, value = (self.kept.put(x) for x in (query, key, value))
-            return self.kept.take(self._context(query, key, value, attention_mask))
+            attend = self._padded if query.is_cuda else self._by_length
+            return attend(self.kept, (query, key, value), attention_mask)
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
         return self._context(query, key, value, attention_mask)
+
+    def _padded(self, kept: Kept, inputs: tuple[Tensor, ...], attention_mask: Tensor | None) -> Tensor:
+        """`forward` with `kept` on whole rows, if it can be without a mask, as a GPU is faster then."""
+        query, key, value = (kept.put(x) for x in inputs)
+        return kept.take(self._context(query, key, value, None if kept.all else attention_mask))
+
+    def _by_length(self, kept: Kept, inputs: tuple[Tensor, ...], _mask: Tensor | None) -> Tensor:
+        """`forward` with `kept`, samples of one length at a time: nothing is padding then."""
+        parts = zip(*(kept.split(x) for x in inputs), strict=True)
+        return kept.join([self._context(query, key, value, None) for query, key, value in parts])
 
     def _context(self, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
         """`forward` on whole rows."""
         dropout = self.dropout if self.training else 0.0
         causal = self.causal and attention_mask is None
         if cpu_attention.suits(query, key, attention_mask, dropout):
-            return cpu_attention.attend(query, key, value, attention_mask, causal)
+            return cpu_attention.attend(query, key, value, causal)
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))  # [B, N, S, D]
         if dropout > 0.0 and self.own_stream:
             with get_cuda_rng_tracker().fork():

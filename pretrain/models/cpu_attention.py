@@ -26,25 +26,23 @@ _SCORES = 2**21
 
 
 def suits(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float) -> bool:
-    """Whether `attend` may be called; with a mask for each query torch's kernel is as fast."""
+    """Whether `attend` may be called; masks are left to torch."""
     return (
         query.device.type == "cpu"
         and query.dtype == torch.bfloat16
         and query.shape[0] == key.shape[0] <= MAX_LENGTH
-        and (mask is None or mask.shape[2] == 1)
+        and mask is None
         and dropout == 0.0
     )
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool) -> Tensor:
     """softmax(Q K^T / sqrt(D)) V.
 
     Args:
         query: [S, B, N, D].
         key: [S, B, G, D]; N / G neighbouring queries share one key and value.
         value: [S, B, G, D].
-        mask: [B, 1, 1, S] bool, True = may be attended to; None = all. Where nothing may be, the mean of all
-            values comes out.
         causal: Whether a query sees no key behind its own place.
 
     Returns:
@@ -53,29 +51,22 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causa
     shared_by = query.shape[2] // key.shape[2]
     if shared_by > 1:
         key, value = (x.repeat_interleave(shared_by, dim=2) for x in (key, value))
-    manner = causal, torch.is_grad_enabled()
-    out: Tensor = _Attention.apply(query, key, value, mask, manner)  # type: ignore[no-untyped-call]
+    out: Tensor = _Attention.apply(query, key, value, causal, torch.is_grad_enabled())  # type: ignore[no-untyped-call]
     return out
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, manner: tuple[bool, bool]
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, causal: bool, with_gradients: bool
     ) -> Tensor:
-        causal, with_gradients = manner
-        seq_length, batch, heads, size = query.shape
+        seq_length, size = query.shape[0], query.shape[-1]
         q, k, v = (_by_head(x) for x in (query, key, value))
         out, kept = torch.empty_like(q), []
-        if mask is not None:
-            bias = torch.zeros(mask.shape).masked_fill_(~mask, torch.finfo(torch.float32).min)
-            bias = bias.expand(batch, heads, 1, seq_length).flatten(0, 1)
         behind = torch.full((_ROWS, _ROWS), -torch.inf).triu_(1)
         scaled_q, k_fp32 = q.float().mul_(1 / math.sqrt(size)), k.float()
         for some, rows, keys in _blocks(len(q), seq_length, causal):
             scores = torch.bmm(scaled_q[some, rows], k_fp32[some, keys].transpose(1, 2))
-            if mask is not None:
-                scores += bias[some, :, keys]
             if causal:
                 height = rows.stop - rows.start
                 scores[..., rows.start :] += behind[:height, :height]
@@ -120,8 +111,9 @@ def _by_place(x: Tensor, shape: torch.Size) -> Tensor:
 
 def _blocks(heads: int, seq_length: int, causal: bool) -> Iterator[tuple[slice, slice, slice]]:
     """Heads, queries and keys that are computed together."""
-    height = max(1, _SCORES // (min(_ROWS, seq_length) * seq_length))
+    rows = min(_ROWS, seq_length) if causal else seq_length
+    height = max(1, _SCORES // (rows * seq_length))
     for head in range(0, heads, height):
-        for row in range(0, seq_length, _ROWS):
-            end = min(row + _ROWS, seq_length)
+        for row in range(0, seq_length, rows):
+            end = min(row + rows, seq_length)
             yield slice(head, head + height), slice(row, end), slice(0, end if causal else seq_length)

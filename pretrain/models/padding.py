@@ -1,7 +1,7 @@
-"""Leaving padding out: layers see the real tokens of a micro-batch one behind the other, attention sees rows.
+"""Leaving padding out: layers see the real tokens of a micro-batch one behind the other, sample by sample.
 
-Everything but attention works on each token by itself, so padding there is work for nothing (as in
-ByteTransformer, Zhai et al., 2022).
+Padding is work for nothing (as in ByteTransformer, Zhai et al., 2022): everything but attention works on each
+token by itself, and attention on each sample.
 
 Legend: B micro-batch, S seq_length, T tokens that are kept.
 """
@@ -9,6 +9,7 @@ Legend: B micro-batch, S seq_length, T tokens that are kept.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -21,27 +22,45 @@ class Kept:
     """Which tokens of a padded micro-batch the layers see."""
 
     places: Tensor
-    """[T] int64, distinct, in the flattened [S, B]; padding last."""
+    """[T] int64, distinct, in the flattened [S, B]: sample by sample, the shortest first, then padding."""
     shape: tuple[int, int]
     """S, B."""
+    groups: tuple[tuple[int, int], ...]
+    """Neighbours of one length: how many, and their tokens. Padding that is kept is a group of its own."""
 
     @property
     def all(self) -> bool:
-        """Whether nothing is left out; then rows stay as they are, whatever the order of the places."""
-        return len(self.places) == self.shape[0] * self.shape[1]
+        """Whether there is no padding; then the samples stand in their order."""
+        return self.groups == (self.shape[::-1],)
 
     def take(self, padded: Tensor) -> Tensor:
         """[S, B, ...] to [T, 1, ...]."""
-        flat = padded.flatten(0, 1)
-        kept: Tensor = flat if self.all else _Take.apply(flat, self.places)  # type: ignore[no-untyped-call]
+        if self.all:
+            kept = padded.transpose(0, 1).flatten(0, 1)
+        else:
+            kept = _Take.apply(padded.flatten(0, 1), self.places)  # type: ignore[no-untyped-call]
         return kept.unsqueeze(1)
 
     def put(self, kept: Tensor) -> Tensor:
         """[T, 1, ...] to [S, B, ...], zeros at padding."""
+        rows, (seq_length, batch) = kept.squeeze(1), self.shape
+        if self.all:
+            return rows.view(batch, seq_length, *rows.shape[1:]).transpose(0, 1)
+        put: Tensor = _Put.apply(rows, self.places, seq_length * batch)  # type: ignore[no-untyped-call]
+        return put.view(seq_length, batch, *rows.shape[1:])
+
+    def split(self, kept: Tensor) -> list[Tensor]:
+        """[T, 1, ...] to [length, samples, ...] for each group."""
         rows = kept.squeeze(1)
-        if not self.all:
-            rows = _Put.apply(rows, self.places, self.shape[0] * self.shape[1])  # type: ignore[no-untyped-call]
-        return rows.view(*self.shape, *rows.shape[1:])
+        parts = torch.split(rows, [samples * length for samples, length in self.groups])
+        return [
+            part.view(*group, *rows.shape[1:]).transpose(0, 1)
+            for part, group in zip(parts, self.groups, strict=True)
+        ]
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """The reverse."""
+        return torch.cat([part.transpose(0, 1).flatten(0, 1) for part in parts]).unsqueeze(1)
 
 
 def keep(padding_mask: Tensor, multiple_of: int) -> Kept:
@@ -52,10 +71,16 @@ def keep(padding_mask: Tensor, multiple_of: int) -> Kept:
         multiple_of: It divides T; it must divide S.
     """
     batch, seq_length = padding_mask.shape
-    real = padding_mask.t().reshape(-1)
-    wanted = max(1, -(-int(real.sum()) // multiple_of)) * multiple_of
-    places = torch.argsort(real.logical_not().byte(), stable=True)[:wanted]
-    return Kept(places, (seq_length, batch))
+    lengths, order = padding_mask.sum(1).sort(stable=True)
+    by_length: list[int] = lengths.tolist()
+    real = sum(by_length)
+    wanted = max(1, -(-real // multiple_of)) * multiple_of
+    padding_last = torch.argsort(padding_mask[order].logical_not().flatten().byte(), stable=True)[:wanted]
+    samples, tokens = order[padding_last // seq_length], padding_last % seq_length
+    groups = [(len(list(same)), length) for length, same in groupby(by_length) if length]
+    if wanted > real:
+        groups.append((1, wanted - real))
+    return Kept(tokens * batch + samples, (seq_length, batch), tuple(groups))
 
 
 class _Take(torch.autograd.Function):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
 from finetune.single_rank import LAYOUT, single_rank
 from pretrain.config.model import BertModelConfig
+from pretrain.models.attention import SdpaCoreAttention
 from pretrain.models.bert import BertForPreTraining
 from pretrain.models.padding import keep
 
@@ -26,7 +29,48 @@ def test_real_tokens_are_taken_and_put_back(multiple_of: int, rows: int) -> None
     assert taken.shape == (rows, 1, 2)
     real = MASK.t()[..., None]
     assert torch.equal(kept.put(taken) * real, padded * real)
-    assert torch.equal(taken[:10, 0], padded[MASK.t()])
+    by_sample, lengths = padded.transpose(0, 1), (2, 3, 5)  # the shortest first
+    assert torch.equal(
+        taken[:10, 0], torch.cat([by_sample[i, :n] for i, n in zip((1, 2, 0), lengths, strict=True)])
+    )
+    assert [len(part) for part in kept.split(taken)] == [*lengths, rows - 10][: 3 + (rows > 10)]
+    assert torch.equal(kept.join(kept.split(taken)), taken)
+
+
+def test_samples_of_one_length_stand_in_one_group() -> None:
+    mask = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 1, 0], [0, 0, 0]]).bool()  # padding anywhere, or alone
+    kept = keep(mask, 1)
+    padded = torch.arange(12.0).view(3, 4)  # [S, B]
+    assert kept.groups == ((2, 2), (1, 3))
+    two, one = kept.split(kept.take(padded))
+    assert two.tolist() == [[4, 2], [8, 6]] and one.tolist() == [[1], [5], [9]]
+    assert not kept.all and keep(mask[1:2], 1).all
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mask", [MASK, torch.ones_like(MASK)])
+def test_attention_by_length_is_that_of_padded_rows(mask: Tensor, dtype: torch.dtype) -> None:
+    """Padded rows are what a GPU computes; here in double precision, with torch's own attention."""
+    config = TransformerConfig(num_layers=1, hidden_size=16, num_attention_heads=2, attention_dropout=0.0)
+    core = SdpaCoreAttention(config, 1, AttnMaskType.padding, "self")
+    kept = keep(mask, 1)
+    generator = torch.Generator().manual_seed(3)
+    shape = len(kept.places), 1, 2, 8
+    inputs = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    weights = torch.randn(shape[0], 1, 16, generator=generator).to(dtype)
+    core.kept = kept
+    mine = core(*inputs, mask[:, None, None])
+    true = core._padded(kept, tuple(exact), mask[:, None, None])
+    pairs = [(mine, true)]
+    pairs += zip(
+        torch.autograd.grad(mine, inputs, weights),
+        torch.autograd.grad(true, exact, weights.double()),
+        strict=True,
+    )
+    bound = 2.0**-8 if dtype == torch.bfloat16 else 1e-6
+    for one, other in pairs:
+        assert (one.double() - other).norm() < bound * other.norm()
 
 
 def test_gradients_are_those_of_indexing() -> None:
