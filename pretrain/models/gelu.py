@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.models import blocks
+
 _LINEAR = 2 * math.sqrt(2 / math.pi)
 _CUBIC = _LINEAR * 0.044715
-_BLOCK = 2**19
-"""Elements at a time, 2 MB in fp32: the passes over them stay in the cache."""
 
 
 def gelu_tanh(y: Tensor) -> Tensor:
@@ -33,14 +33,11 @@ class _Gelu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, with_gradient: bool) -> Tensor:
-        inputs = whole.reshape(-1)
+        inputs = whole.reshape(-1, 1)
         outputs = torch.empty_like(inputs)
         derivative = torch.empty_like(inputs) if with_gradient else None
-        linear = torch.full((min(_BLOCK, len(inputs)),), _LINEAR, dtype=torch.float32)
-        blocks = tuple(torch.empty_like(linear) for _ in range(4))
-        for start in range(0, len(inputs), _BLOCK):
-            here = slice(start, min(start + _BLOCK, len(inputs)))
-            y, sigmoid, slope, w_slope = (block[: here.stop - start] for block in blocks)
+        linear = torch.full((min(blocks.ELEMENTS, len(inputs)), 1), _LINEAR, dtype=torch.float32)
+        for here, (y, sigmoid, slope, w_slope) in blocks.row_blocks(len(inputs), 1, copies=4):
             constant = linear[: len(y)]
             y.copy_(inputs[here])
             torch.addcmul(constant, y, y, value=_CUBIC, out=sigmoid).mul_(y).sigmoid_()

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import nn
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from pretrain.models.blocks import row_blocks
 
 
 class LayerNorm(nn.LayerNorm):
@@ -26,6 +30,44 @@ class RMSNorm(nn.RMSNorm):
     ) -> None:
         super().__init__(hidden_size, eps)
         mark_sequence_parallel(self, config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., H] to [..., H]; torch's own but for bf16 on CPU, where that is a chain of passes."""
+        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+            return super().forward(x)
+        result: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _RmsNorm(torch.autograd.Function):
+    """x / rms(x) x weight, computed in fp32 and rounded once; keeps its input and 1 / rms."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inputs = x.reshape(-1, x.shape[-1])
+        outputs, scales = torch.empty_like(inputs), torch.empty(len(inputs), 1)
+        for rows, (block,) in row_blocks(len(inputs), inputs.shape[1], copies=1):
+            block.copy_(inputs[rows])
+            norms = torch.linalg.vector_norm(block, dim=1, keepdim=True)
+            torch.rsqrt(norms.square_().div_(block.shape[1]).add_(eps), out=scales[rows])
+            outputs[rows] = block.mul_(scales[rows]).mul_(weight)
+        ctx.save_for_backward(inputs, weight, scales)
+        return outputs.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        inputs, weight, scales = ctx.saved_tensors
+        out_gradient = gradients[0].reshape(inputs.shape)
+        made, weight_gradient = torch.empty_like(inputs), torch.zeros(weight.shape)
+        for rows, (normed, gradient, product) in row_blocks(len(inputs), inputs.shape[1], copies=3):
+            normed.copy_(inputs[rows]).mul_(scales[rows])
+            gradient.copy_(out_gradient[rows])
+            weight_gradient += torch.mul(gradient, normed, out=product).sum(0)
+            gradient.mul_(weight)
+            shares = torch.mul(gradient, normed, out=product).mean(1, keepdim=True)
+            made[rows] = gradient.sub_(normed.mul_(shares)).mul_(scales[rows])
+        return made.view(gradients[0].shape), weight_gradient.to(weight.dtype), None
 
 
 NORMS: dict[str, type[nn.Module]] = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm}

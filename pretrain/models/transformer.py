@@ -18,6 +18,7 @@ from pretrain.config.model import GPTModelConfig, ModelSection
 from pretrain.models.attention import SdpaCoreAttention
 from pretrain.models.gelu import gelu_tanh
 from pretrain.models.norm import norm_class
+from pretrain.models.swiglu import SwiGLU
 
 
 def transformer_config(
@@ -66,6 +67,7 @@ def gpt_style(model: GPTModelConfig) -> dict[str, Any]:
     return {
         "activation_func": F.silu if model.swiglu else gelu_tanh,
         "gated_linear_unit": model.swiglu,
+        "use_te_activation_func": model.swiglu,
         "normalization": model.normalization,
         "num_query_groups": query_groups(model),
         "add_bias_linear": model.add_bias_linear,
@@ -77,6 +79,8 @@ def gpt_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     layer = get_gpt_layer_local_spec()
     norm = norm_class(config)
     layer.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+    if config.use_te_activation_func:  # a module of ours, in spite of the name
+        layer.submodules.mlp.submodules.activation_func = SwiGLU
     layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = norm
     return TransformerBlockSubmodules(layer_specs=[layer] * config.num_layers, layer_norm=norm)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.models import gelu
+from pretrain.models import blocks
 from pretrain.models.gelu import gelu_tanh
 
 ROUNDING = 2.0**-8
@@ -17,7 +17,7 @@ ROUNDING = 2.0**-8
 def test_values_and_derivatives_are_as_exact_as_bf16_allows(
     shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gelu, "_BLOCK", 32)
+    monkeypatch.setattr(blocks, "ELEMENTS", 32)
     inputs = torch.randn(shape, generator=torch.Generator().manual_seed(1)).mul(3).to(torch.bfloat16)
     weights = torch.randn(shape, generator=torch.Generator().manual_seed(2)).to(torch.bfloat16)
     inputs.requires_grad_()

@@ -8,6 +8,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from finetune.single_rank import LAYOUT, single_rank
 from pretrain.config.model import BertModelConfig, GPTModelConfig
+from pretrain.models import blocks
 from pretrain.models.bert import BertForPreTraining
 from pretrain.models.gpt import GPT
 from pretrain.models.norm import NORMS, LayerNorm, norm_class
@@ -47,6 +48,23 @@ def test_formula(normalization):
     else:
         wanted = x / (x.pow(2).mean(-1, keepdim=True) + 1e-3).sqrt() * norm.weight
     assert torch.allclose(norm.double()(x), wanted)
+
+
+@pytest.mark.parametrize("shape", [(6, 2, 16), (1, 16), (0, 3, 16)])
+def test_rms_norm_in_bf16_is_the_formula_rounded_once(shape, monkeypatch):
+    monkeypatch.setattr(blocks, "ELEMENTS", 80)  # several blocks, the last one short
+    norm = norm_class(config("RMSNorm"))(config("RMSNorm"), 16, 1e-3).to(torch.bfloat16)
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        norm.weight.copy_(torch.randn(16, generator=generator))
+    x, weights = (torch.randn(shape, generator=generator).to(torch.bfloat16) for _ in range(2))
+    ours = norm(x.requires_grad_())
+    mine = ours, *torch.autograd.grad(ours, (x, norm.weight), weights)
+    exact_x, exact_weight = (t.detach().double().requires_grad_() for t in (x, norm.weight))
+    wanted = torch.nn.functional.rms_norm(exact_x, (16,), exact_weight, 1e-3)
+    true = wanted, *torch.autograd.grad(wanted, (exact_x, exact_weight), weights.double())
+    for one, other in zip(mine, true, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=2.0**-8, atol=1e-6)
 
 
 @pytest.mark.parametrize("normalization", NORMS)
