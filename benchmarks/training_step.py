@@ -63,13 +63,13 @@ def default_names(work: str, ranks: bool) -> list[str]:
 
 
 def take_turns(work: str, names: list[str], repeats: int, steps: int) -> dict[str, list[dict[str, Any]]]:
-    """A round of each in turn, `repeats` times, after a longer one that warms up."""
+    """A round of each in turn, `repeats` times, after one that warms up."""
     answers: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     with contextlib.ExitStack() as stack:
         candidates = []
         for name in names:  # one after the other: starting and compiling take all cores
             candidate = stack.enter_context(Candidate(work, name))
-            candidate.round(WARM_UP_STEPS)
+            candidate.round(max(WARM_UP_STEPS, steps))
             candidates.append(candidate)
         for _ in range(repeats):
             for candidate in candidates:

@@ -50,7 +50,7 @@ def verify_corpus(corpus: Path, workers: int = 1) -> list[str]:
         reserved, found = _reserved_ids(corpus, manifest)
         problems += found + _strangers(manifest)
         tasks += shard_tasks(manifest, reserved)
-    return problems + _check_shards(tasks, workers)
+    return list(dict.fromkeys(problems)) + _check_shards(tasks, workers)  # splits share their tokenizer
 
 
 def _reserved_ids(corpus: Path, manifest: Manifest) -> tuple[Sequence[int], list[str]]:

@@ -169,7 +169,7 @@ def load_cluster(path: Path, overrides: Sequence[str] = ()) -> ClusterConfig:
     Raises:
         ConfigError: With every problem found in the file.
     """
-    data = read_yaml(path, overrides)
+    data = read_yaml(path, overrides, option="--cluster-set")
     kinds: dict[object, type[LocalClusterConfig] | type[SlurmClusterConfig]] = {
         "local": LocalClusterConfig,
         "slurm": SlurmClusterConfig,

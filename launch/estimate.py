@@ -134,11 +134,11 @@ def split_layer_bytes(model: ModelConfig) -> int:
     """Bytes for one token and layer, at two an element, of the activations that tensor parallelism splits.
 
     Queries, keys, values and the input of the output projection; in the MLP the input of the activation and
-    of the second matrix: 24 h for GPT-2's shape. A gated MLP keeps gate, up, silu(gate), up again (as mcore
-    adds an offset to it) and their product.
+    of the second matrix: 24 h for GPT-2's shape. A gated MLP keeps gate, up, silu(gate) and the product;
+    `pretrain.models.swiglu` on CPU in bf16 no silu(gate).
     """
     attention = 2 * (2 * model.hidden_size + 2 * key_value_size(model))
-    return attention + (10 if is_gated(model) else 4) * model.ffn_hidden_size
+    return attention + (8 if is_gated(model) else 4) * model.ffn_hidden_size
 
 
 def checkpoint_bytes(model: ModelConfig) -> int:

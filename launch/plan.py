@@ -103,6 +103,4 @@ def rank_environment(
         defaults["DS_ACCELERATOR"] = "cpu"
         # Tensors in pages of 2 MB, where the kernel gives them on request: a tenth of a step on CPU.
         defaults["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
-        # Code for each shape of a product, half a megabyte: a BERT has 30 new shapes a step, a GPT 30 in all.
-        defaults["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "256"
     return {name: user_env.get(name, value) for name, value in defaults.items()}

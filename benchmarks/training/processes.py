@@ -30,8 +30,7 @@ class Candidate:
     def _start(self, work: str, rank: int, port: int) -> subprocess.Popen[str]:
         launched = rank_environment({}, cores=THREADS, ranks_per_host=self.ranks, has_accelerator=False)
         if not (self.name.startswith("headwater") or self.name.endswith(KEPT_MEMORY)):
-            for name in ("GLIBC_TUNABLES", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):
-                del launched[name]  # peers are started as their users start them
+            del launched["GLIBC_TUNABLES"]  # peers are started as their users start them
         environment = {**os.environ, **launched, "HF_HUB_OFFLINE": "1"}
         if self.ranks > 1:
             environment |= {

@@ -63,8 +63,17 @@ def load_config(path: Path, overrides: Sequence[str] = (), world_size: int | Non
     return config
 
 
-def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """The mapping in a YAML file with the overrides applied; not yet validated."""
+def read_yaml(path: Path, overrides: Sequence[str] = (), option: str = "--set") -> dict[str, Any]:
+    """The mapping in a YAML file with the overrides applied; not yet validated.
+
+    Args:
+        path: The file.
+        overrides: As in `load_config`.
+        option: That the user gave them with.
+
+    Raises:
+        ConfigError: The file or an override cannot be read.
+    """
     try:
         data = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except OSError as error:
@@ -74,7 +83,10 @@ def read_yaml(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError("the top level must be a mapping of sections", source=str(path))
     for text in overrides:
-        _apply_override(data, text)
+        try:
+            _apply_override(data, text)
+        except ValueError as error:
+            raise ConfigError(f"{option} {text!r}: {error}") from error
     return data
 
 
@@ -94,34 +106,32 @@ def dump_yaml(config: BaseModel) -> str:
 def _apply_override(data: dict[str, Any], text: str) -> None:
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
-        raise ConfigError(
-            f"--set {text!r}: write section.key=value, for example --set batch.micro_batch_size=4"
-        )
+        raise ValueError("write key=value, for example batch.micro_batch_size=4 or nodes=2")
     try:
         parsed = yaml.load(value, Loader=_Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
-        raise ConfigError(f"--set {text!r}: the value is not valid YAML: {error}") from error
+        raise ValueError(f"the value is not valid YAML: {error}") from error
     *parents, last = key.strip().split(".")
     node: Any = data
     for depth, name in enumerate(parents):
-        child = _child(node, name, text)
+        child = _child(node, name)
         if child is None:
             child = node[name] = {}
         if not isinstance(child, dict | list):
-            raise ConfigError(f"--set {text!r}: {'.'.join(parents[: depth + 1])} is a value, not a section")
+            raise ValueError(f"{'.'.join(parents[: depth + 1])} is a value, not a section")
         node = child
     if isinstance(node, list):
-        _child(node, last, text)
+        _child(node, last)
         node[int(last)] = parsed
     else:
         node[last] = parsed
 
 
-def _child(node: Any, name: str, text: str) -> Any:
+def _child(node: Any, name: str) -> Any:
     if isinstance(node, dict):
         return node.get(name)
     if not name.isdigit() or int(name) >= len(node):
-        raise ConfigError(f"--set {text!r}: {name!r} is not an index of a list of {len(node)} entries")
+        raise ValueError(f"{name!r} is not an index of a list of {len(node)} entries")
     return node[int(name)]
 
 

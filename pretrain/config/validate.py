@@ -95,6 +95,9 @@ def _corpora_problems(config: RunConfig) -> list[str]:
     limit = config.data.limit
     if limit and (limit.tokens is None) == (limit.samples is None):
         problems.append("data.limit: give either tokens or samples")
+    length = config.batch.seq_length
+    if limit and limit.tokens and limit.tokens < length and config.model.kind == "gpt":
+        problems.append(f"data.limit.tokens ({limit.tokens}) is less than a sample of {length}; raise it")
     return problems
 
 

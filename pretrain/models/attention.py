@@ -61,12 +61,13 @@ class SdpaCoreAttention(torch.nn.Module):
                 queries' type: 0 or -inf.
 
         Returns:
-            [S, B, N * D], contiguous. With `kept` it is [T, 1, N * D] of [T, 1, N, D] and [T, 1, G, D], and
-            the mask stays as it is.
+            [S, B, N * D], contiguous. With `kept` it is [T, 1, N * D] of [T, 1, N, D] and [T, 1, G, D]; the
+            mask is then that of the padding, [B, 1, 1, S], and nothing else.
         """
         if self.kept is not None:
-            attend = self._padded if query.is_cuda else self._by_length
-            return attend(self.kept, (query, key, value), attention_mask)
+            if query.device.type == "cpu":
+                return self._by_length(self.kept, query, key, value)
+            return self._padded(self.kept, (query, key, value), attention_mask)
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
         return self._context(query, key, value, attention_mask)
@@ -76,7 +77,7 @@ class SdpaCoreAttention(torch.nn.Module):
         query, key, value = (kept.put(x) for x in inputs)
         return kept.take(self._context(query, key, value, None if kept.all else attention_mask))
 
-    def _by_length(self, kept: Kept, inputs: tuple[Tensor, ...], _mask: Tensor | None) -> Tensor:
+    def _by_length(self, kept: Kept, *inputs: Tensor) -> Tensor:
         """`forward` with `kept`, samples of one length at a time: nothing is padding then."""
         parts = zip(*(kept.split(x) for x in inputs), strict=True)
         return kept.join([self._context(query, key, value, None) for query, key, value in parts])

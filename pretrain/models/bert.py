@@ -50,7 +50,7 @@ class BertEmbeddings(nn.Module):
             + self.position_embeddings(positions)
             + self.token_type_embeddings(token_types)
         )
-        rows = kept.take(summed.transpose(0, 1).contiguous())
+        rows = kept.take(summed.transpose(0, 1))
         if self.sequence_parallel:
             rows = tensor_parallel.scatter_to_sequence_parallel_region(rows)
         hidden: Tensor = self.dropout(self.norm(rows))
@@ -126,8 +126,8 @@ class BertEncoder(nn.Module):
             padding_mask: [B, S] bool, True = a real token.
 
         Returns:
-            [S, B, H] hidden states, 0 at padding, and [B, H] pooled first token (dense + tanh; None without
-            pooler).
+            [S, B, H] hidden states, without meaning at padding, and [B, H] pooled first token (dense + tanh;
+            None without pooler).
         """
         shared_by = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
         kept = keep(padding_mask, multiple_of=shared_by)

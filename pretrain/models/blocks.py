@@ -20,7 +20,7 @@ def row_blocks(rows: int, width: int, copies: int) -> Iterator[tuple[slice, tupl
         copies: [rows of the slice, width] fp32 tensors that each slice gets, not initialised.
     """
     height = min(rows, max(1, ELEMENTS // width))
-    memory = torch.empty(copies, height, width)
+    memory = torch.empty(copies, height, width, dtype=torch.float32)
     for start in range(0, rows, max(1, height)):
         end = min(start + height, rows)
         yield slice(start, end), tuple(memory[:, : end - start])

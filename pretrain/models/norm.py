@@ -45,7 +45,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         inputs = x.reshape(-1, x.shape[-1])
-        outputs, scales = torch.empty_like(inputs), torch.empty(len(inputs), 1)
+        outputs, scales = torch.empty_like(inputs), torch.empty(len(inputs), 1, dtype=torch.float32)
         for rows, (block,) in row_blocks(len(inputs), inputs.shape[1], copies=1):
             block.copy_(inputs[rows])
             norms = torch.linalg.vector_norm(block, dim=1, keepdim=True)
@@ -56,18 +56,21 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, None]:
         inputs, weight, scales = ctx.saved_tensors
         out_gradient = gradients[0].reshape(inputs.shape)
-        made, weight_gradient = torch.empty_like(inputs), torch.zeros(weight.shape)
+        made, trained = torch.empty_like(inputs), ctx.needs_input_grad[1]
+        weight_gradient = torch.zeros(weight.shape, dtype=torch.float32) if trained else None
         for rows, (normed, gradient, product) in row_blocks(len(inputs), inputs.shape[1], copies=3):
             normed.copy_(inputs[rows]).mul_(scales[rows])
             gradient.copy_(out_gradient[rows])
-            weight_gradient += torch.mul(gradient, normed, out=product).sum(0)
+            if weight_gradient is not None:
+                weight_gradient += torch.mul(gradient, normed, out=product).sum(0)
             gradient.mul_(weight)
             shares = torch.mul(gradient, normed, out=product).mean(1, keepdim=True)
             made[rows] = gradient.sub_(normed.mul_(shares)).mul_(scales[rows])
-        return made.view(gradients[0].shape), weight_gradient.to(weight.dtype), None
+        found = None if weight_gradient is None else weight_gradient.to(weight.dtype)
+        return made.view(gradients[0].shape), found, None
 
 
 NORMS: dict[str, type[nn.Module]] = {"LayerNorm": LayerNorm, "RMSNorm": RMSNorm}

@@ -42,7 +42,7 @@ class Kept:
         return kept.unsqueeze(1)
 
     def put(self, kept: Tensor) -> Tensor:
-        """[T, 1, ...] to [S, B, ...], zeros at padding."""
+        """[T, 1, ...] to [S, B, ...], zeros where nothing was kept."""
         rows, (seq_length, batch) = kept.squeeze(1), self.shape
         if self.all:
             return rows.view(batch, seq_length, *rows.shape[1:]).transpose(0, 1)
@@ -60,7 +60,8 @@ class Kept:
 
     def join(self, parts: list[Tensor]) -> Tensor:
         """The reverse."""
-        return torch.cat([part.transpose(0, 1).flatten(0, 1) for part in parts]).unsqueeze(1)
+        rows = [part.transpose(0, 1).flatten(0, 1) for part in parts]
+        return (torch.cat(rows) if len(rows) > 1 else rows[0]).unsqueeze(1)
 
 
 def keep(padding_mask: Tensor, multiple_of: int) -> Kept:

@@ -33,7 +33,7 @@ class _Swiglu(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, both: Tensor) -> Tensor:
-        width = both.shape[-1] // 2
+        both, width = both.contiguous(), both.shape[-1] // 2
         outputs = both.new_empty(*both.shape[:-1], width)
         rows_of_input, rows_of_output = both.view(-1, 2 * width), outputs.view(-1, width)
         for rows, (gate, up) in row_blocks(len(rows_of_input), width, copies=2):

@@ -12,7 +12,7 @@ from data_tools.errors import DataError
 from data_tools.prepare import PrepareOptions, prepare
 from data_tools.shard_format import load_manifest
 from data_tools.shard_reader import Block
-from data_tools.tokenizer import Tokenizer
+from data_tools.tokenizer import Tokenizer, corpus_tokenizer
 from data_tools.verify import verify_corpus
 from data_tools.verify_shard import Rules, broken_rules
 from tests.unit.data_tools.support import make_texts, write_jsonl
@@ -86,6 +86,11 @@ def test_a_missing_file_is_found(corpus: Path) -> None:
         path.write_bytes(raw)
     shutil.rmtree(corpus / "validation")
     assert any("validation" in problem for problem in verify_corpus(corpus))
+
+
+def test_a_tokenizer_that_all_splits_lack_is_one_problem(corpus: Path) -> None:
+    corpus_tokenizer(corpus).unlink()
+    assert len(verify_corpus(corpus)) == 1
 
 
 def test_the_damaged_block_is_named_and_the_others_are_not(corpus: Path) -> None:

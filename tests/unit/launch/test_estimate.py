@@ -5,10 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 
-from launch.estimate import activation_bytes, model_state_bytes, rank_memory, readable_bytes, readable_count
+from launch.estimate import (
+    activation_bytes,
+    model_state_bytes,
+    rank_memory,
+    readable_bytes,
+    readable_count,
+    split_layer_bytes,
+)
 from pretrain.config import load_config
-from pretrain.config.derive import parameter_count
+from pretrain.config.derive import key_value_size, parameter_count
+from pretrain.models.swiglu import SwiGLU
 
 REPO = Path(__file__).parents[3]
 
@@ -29,6 +39,27 @@ def test_activations_of_a_layer_are_34_sbh_without_tensor_parallelism():
     """Korthikanti et al., 2022, equation 1 without the attention scores: s*b*h*34 bytes in 16 bit."""
     one, two = (activation_bytes(config_with(precision="bf16", model__num_layers=n)) for n in (1, 2))
     assert two - one == 34 * 128 * 4 * 128  # seq_length x micro_batch_size x hidden_size
+
+
+def test_a_gated_mlp_is_counted_with_what_autograd_keeps():
+    model = load_config(REPO / "configs" / "gpt" / "llama-tiny.yaml").model
+    attention = 2 * (2 * model.hidden_size + 2 * key_value_size(model))
+    activation = SwiGLU(TransformerConfig(num_layers=1, hidden_size=8, num_attention_heads=1))
+    both, weight = (
+        torch.randn(1, 2 * model.ffn_hidden_size).requires_grad_(),
+        torch.nn.Parameter(torch.ones(1, 1)),
+    )
+    kept: dict[int, int] = {}
+
+    def keep(saved: torch.Tensor) -> torch.Tensor:
+        kept[saved.untyped_storage().data_ptr()] = saved.untyped_storage().nbytes()
+        return saved
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda saved: saved):
+        product = activation(both) * weight  # keeps both, as the matrix product does
+    assert product.requires_grad and sum(kept.values()) - 4 == 2 * (
+        split_layer_bytes(model) - attention
+    )  # in fp32, without the weight
 
 
 def test_full_recompute_keeps_one_input_a_layer():

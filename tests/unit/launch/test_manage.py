@@ -132,6 +132,7 @@ def test_an_array_has_a_record_for_each_run(slurm, words, tmp_path, capsys):
         (["--array", "seed=1,2", "--array", "seed=3,4"], "seed is given twice"),
         (["--array", "run_dir=a,b"], "run_dir follows from the other keys"),
         (["--array", "optimizer.lr=-1,1e-3"], "optimizer.lr"),
+        (["--cluster-set", "nodes"], "--cluster-set 'nodes': write key=value"),
         (["--cluster-set", "nodes=3-4"], "with nodes: 3"),
         (["--cluster-set", "partitio=x"], "did you mean 'partition'?"),
         (["--cluster-set", "nodes=1", "partitio=x"], "did you mean 'partition'?"),

@@ -69,7 +69,6 @@ def test_threads_are_shared_between_the_ranks(cores, ranks, threads):
 
 def test_what_the_user_has_set_stays():
     user = {"OMP_NUM_THREADS": "3", "DS_ACCELERATOR": "xpu", "GLIBC_TUNABLES": "glibc.cpu.x=1", "HOME": "/me"}
-    user["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] = "64"
     env = rank_environment(user, cores=8, ranks_per_host=2, has_accelerator=False)
     del user["HOME"]
     assert env == {**user, "PYTHONUNBUFFERED": "1"}

@@ -88,6 +88,7 @@ def test_offload_switched_off_is_no_offload() -> None:
             "zero_hpz_partition_size: 3 does not divide the data-parallel size: 4",
         ),
         (["precision=bf16", "deepspeed.bf16.bf16_optimizer_states=true"], "Adam's moments are fp32"),
+        (["data.limit.tokens=31"], "data.limit.tokens (31) is less than a sample"),
         (["deepspeed.fp16.loss_scale=8"], "deepspeed.fp16: contradicts precision: fp32"),
         (
             ["deepspeed.comunication_data_type=bf16"],
