@@ -19,6 +19,10 @@ RETRY_SECONDS = 10.0
 RETRIES = 5
 COMMAND_SECONDS = 45.0
 """A controller that does not answer by then is reported."""
+_ALREADY_QUEUED = "Job is pending execution"
+"""What SLURM says where it has requeued a job by itself, because a node was lost."""
+_THROUGH_SIGTERM = ("sh", "-c", 'trap "" TERM; exec "$@"', "sh")
+"""Before a command: SLURM sends SIGTERM to all processes of a job that it ends, and the answer tells why."""
 
 
 class SlurmError(ConfigError):
@@ -95,7 +99,7 @@ def requeue(job: str, excluded: Sequence[str] = ()) -> None:
         RequeueRefusedError: Some clusters allow no requeues, or this job was submitted with --no-requeue.
         SlurmError: If the controller refuses later, or does not answer.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # also for scontrol, which inherits it
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     nodes = all_excluded(job, excluded)
     # The list can be changed only while the job does not run.
     command = "requeuehold" if excluded else "requeue"
@@ -104,7 +108,8 @@ def requeue(job: str, excluded: Sequence[str] = ()) -> None:
     except SlurmSilentError:
         raise
     except SlurmError as error:
-        raise RequeueRefusedError(error.problems) from error
+        if _ALREADY_QUEUED not in str(error):
+            raise RequeueRefusedError(error.problems) from error
     if not excluded:
         return
     _slurm(["scontrol", "update", f"JobId={job}", f"ExcNodeList={nodes}"], f"cannot exclude {nodes}")
@@ -164,7 +169,7 @@ def _slurm(
         raise SlurmError(f"no {command[0]} on PATH: run this on a machine with the SLURM commands")
     try:
         result = subprocess.run(
-            command,
+            [*_THROUGH_SIGTERM, *command],
             capture_output=True,
             text=True,
             input=stdin,

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from launch import attempts
+from launch import attempts, slurm_control
 from launch.cluster import SlurmClusterConfig
 from launch.record import LaunchRecord, read_record, write_record
 from launch.slurm import SlurmPlan, render
@@ -251,6 +251,22 @@ def test_a_taken_port_is_passed_over(scene):
         code, output = scene.run(FAKE_RANK="environment")
     assert code == 0 and f"port {port} on this node: Address already in use; trying the next one" in output
     assert f"MASTER_PORT={port + 1}" in scene.log(0)
+
+
+def test_a_job_that_slurm_has_requeued_meanwhile_is_not_submitted_again(scene):
+    code, output = scene.run(
+        FAKE_RANK_3="suicide", FAKE_SLURM_REFUSES_REQUEUE="Job is pending execution for job 7"
+    )
+    assert code == 137 and "requeued" in output and "next_job" not in scene.last
+    assert fake_slurm.said(scene.slurm) == [["scontrol", "requeue", str(JOB_ID)]]
+
+
+def test_a_question_is_answered_when_slurm_ends_all_processes_of_the_job(tmp_path, monkeypatch):
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text("#!/bin/sh\nkill -TERM $$\necho node1\n")
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert slurm_control.host_names("node1") == ["node1"]
 
 
 def test_a_lost_node_is_named_when_slurm_has_requeued_the_job(scene):
