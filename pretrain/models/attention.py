@@ -66,7 +66,7 @@ class SdpaCoreAttention(torch.nn.Module):
         """
         if self.kept is not None:
             if query.device.type == "cpu":
-                return self._by_length(self.kept, query, key, value)
+                return self._by_length(self.kept, (query, key, value))
             return self._padded(self.kept, (query, key, value), attention_mask)
         if self.cache is not None:
             key, value = self.cache.extend(key, value)
@@ -77,7 +77,7 @@ class SdpaCoreAttention(torch.nn.Module):
         query, key, value = (kept.put(x) for x in inputs)
         return kept.take(self._context(query, key, value, None if kept.all else attention_mask))
 
-    def _by_length(self, kept: Kept, *inputs: Tensor) -> Tensor:
+    def _by_length(self, kept: Kept, inputs: tuple[Tensor, ...]) -> Tensor:
         """`forward` with `kept`, samples of one length at a time: nothing is padding then."""
         parts = zip(*(kept.split(x) for x in inputs), strict=True)
         return kept.join([self._context(query, key, value, None) for query, key, value in parts])

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from pretrain.models.blocks import bf16_on_cpu
+
 MAX_LENGTH = 1024
 """Sequences that are longer take torch's kernel: faster there, and its memory grows with the length only."""
 _ROWS = 128
@@ -28,8 +30,7 @@ _SCORES = 2**21
 def suits(query: Tensor, key: Tensor, mask: Tensor | None, dropout: float) -> bool:
     """Whether `attend` may be called; masks are left to torch."""
     return (
-        query.device.type == "cpu"
-        and query.dtype == torch.bfloat16
+        bf16_on_cpu(query)
         and query.shape[0] == key.shape[0] <= MAX_LENGTH
         and mask is None
         and dropout == 0.0

@@ -22,7 +22,7 @@ _CUBIC = _LINEAR * 0.044715
 
 def gelu_tanh(y: Tensor) -> Tensor:
     """GELU of any shape; torch's own but for bf16 on CPU."""
-    if y.device.type != "cpu" or y.dtype != torch.bfloat16:
+    if not blocks.bf16_on_cpu(y):
         return F.gelu(y, approximate="tanh")
     result: Tensor = _Gelu.apply(y, torch.is_grad_enabled() and y.requires_grad)  # type: ignore[no-untyped-call]
     return result

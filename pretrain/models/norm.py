@@ -9,7 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pretrain.models.blocks import row_blocks
+from pretrain.models.blocks import bf16_on_cpu, row_blocks
 
 
 class LayerNorm(nn.LayerNorm):
@@ -33,7 +33,7 @@ class RMSNorm(nn.RMSNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., H] to [..., H]; torch's own but for bf16 on CPU, where that is a chain of passes."""
-        if x.device.type != "cpu" or x.dtype != torch.bfloat16:
+        if not bf16_on_cpu(x):
             return super().forward(x)
         result: Tensor = _RmsNorm.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
         return result

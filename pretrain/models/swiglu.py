@@ -10,7 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pretrain.models.blocks import row_blocks
+from pretrain.models.blocks import bf16_on_cpu, row_blocks
 
 
 class SwiGLU(nn.Module):
@@ -21,7 +21,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, both: Tensor) -> Tensor:
         """[..., 2F] to [..., F]."""
-        if both.device.type == "cpu" and both.dtype == torch.bfloat16:
+        if bf16_on_cpu(both):
             result: Tensor = _Swiglu.apply(both)  # type: ignore[no-untyped-call]
             return result
         gate, up = both.chunk(2, dim=-1)

@@ -29,6 +29,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from pretrain.config.derive import LOGITS_AT_A_TIME
+from pretrain.models.blocks import row_blocks, row_slices
 
 CHUNK_ELEMENTS = LOGITS_AT_A_TIME
 _CPU_BLOCK_ELEMENTS = 2**20
@@ -156,7 +157,7 @@ class _ProjectedLoss(torch.autograd.Function):
         (labels, loss_weights), (part, with_gradients) = targets, manner
         loss = torch.zeros((), device=hidden.device)
         gradients = _Gradients(hidden, weight, bias) if with_gradients else None
-        for rows in _split(len(hidden), weight.shape[0], CHUNK_ELEMENTS):
+        for rows in row_slices(len(hidden), weight.shape[0], CHUNK_ELEMENTS):
             logits = F.linear(hidden[rows], weight, bias)
             index, mine = _local(labels[rows], part, logits.shape[1])
             chosen = logits.gather(1, index).squeeze(1).float() * mine  # 0 where another rank has it
@@ -211,7 +212,7 @@ def _scaled(gradient: Tensor, factor: Tensor, dtype: torch.dtype) -> Tensor:
         return gradient.mul_(factor)  # in fp32, as the factor has no dimension; CUDA would round it first
     scaled = gradient if gradient.dtype == dtype else torch.empty_like(gradient, dtype=dtype)
     flat, source = scaled.view(-1, 1), gradient.view(-1, 1)
-    for rows in _blocks(source):
+    for rows in row_slices(len(source), 1, _block_elements(source)):
         flat[rows] = source[rows].float() * factor
     return scaled
 
@@ -262,20 +263,11 @@ def _local(labels: Tensor, part: VocabularySlice, columns: int) -> tuple[Tensor,
 
 def _blocks_in_fp32(logits: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Some rows after others, and a copy of them that the next one overwrites: nothing is allocated anew."""
-    memory = torch.empty(0, device=logits.device)
-    for rows in _blocks(logits):
-        block = logits[rows]
-        if not len(memory):
-            memory = torch.empty(block.shape, device=logits.device)
-        yield rows, memory[: len(block)].copy_(block)
+    rows, columns = logits.shape
+    elements, device = _block_elements(logits), logits.device
+    for here, (block,) in row_blocks(rows, columns, copies=1, elements=elements, device=device):
+        yield here, block.copy_(logits[here])
 
 
-def _blocks(logits: Tensor) -> Iterator[slice]:
-    on_cpu = logits.device.type == "cpu"
-    return _split(logits.shape[0], logits.shape[1], _CPU_BLOCK_ELEMENTS if on_cpu else _GPU_BLOCK_ELEMENTS)
-
-
-def _split(rows: int, columns: int, elements: int) -> Iterator[slice]:
-    """Slices of rows that hold about so many elements each."""
-    height = max(1, elements // columns)
-    return (slice(start, min(start + height, rows)) for start in range(0, rows, height))
+def _block_elements(tensor: Tensor) -> int:
+    return _CPU_BLOCK_ELEMENTS if tensor.device.type == "cpu" else _GPU_BLOCK_ELEMENTS

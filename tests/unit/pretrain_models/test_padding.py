@@ -71,9 +71,8 @@ def test_attention_by_length_is_that_of_padded_rows(
         torch.autograd.grad(true, exact, weights.double()),
         strict=True,
     )
-    bound = (
-        3 * 2.0**-9 if dtype == torch.bfloat16 else 1e-6
-    )  # probabilities, their gradients, results rounded
+    # In bf16 probabilities, their gradients and the results are rounded.
+    bound = 3 * 2.0**-9 if dtype == torch.bfloat16 else 1e-6
     for one, other in pairs:
         assert (one.double() - other).norm() < bound * other.norm()
 
