@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from pretrain.metrics import RunMetrics
 
@@ -15,7 +18,12 @@ def steps(run_dir: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path) -> None:
+def test_rows_beyond_the_resumed_step_are_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # TensorBoard reads event files by name: second, host, process, number. Attempts are processes that start
+    # seconds apart; two writers of one second and process are read wrongly if they are number 9 and 10.
+    monkeypatch.setattr(
+        event_file_writer, "time", SimpleNamespace(time=itertools.count(1_000_000_000).__next__)
+    )
     with RunMetrics(tmp_path, 0) as metrics:
         for step in (1, 2, 3):
             metrics.write(step, {"loss": 1.0 / step})
