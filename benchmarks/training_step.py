@@ -2,12 +2,13 @@
 
     python -m benchmarks.training_step                 # GPT, one rank
     python -m benchmarks.training_step --work bert-128
-    python -m benchmarks.training_step --work gpt-fp32 # all in fp32, for a machine without bf16 instructions
+    python -m benchmarks.training_step --work gpt-fp32 # all in fp32
     python -m benchmarks.training_step --ranks         # GPT on two ranks beside one with every core
 
 Every candidate is a process of its own with the same number of threads in all. They take turns: each runs a
 round of steps while the others wait, and the next repeat begins again with the first, so that a busy machine
-hits all alike. Look at the ratios. benchmarks/training/peers.py says what arithmetic each one does.
+hits all alike. Look at the ratios. benchmarks/training/peers.py says what arithmetic each one does. On a CPU
+without bf16 products the peers take fp32, which is their best there, whatever we compute in.
 """
 
 from __future__ import annotations
@@ -18,8 +19,11 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.machine import describe
 from benchmarks.training.candidate import CANDIDATES, TWO_RANKS
+from benchmarks.training.limits import product_type
 from benchmarks.training.processes import Candidate, measured_limits
 from benchmarks.training.work import WORKS, Work
 
@@ -55,7 +59,7 @@ def default_names(work: str, ranks: bool) -> list[str]:
         return [name for name in CANDIDATES if name.endswith(TWO_RANKS)] + [OURS]
     if WORKS[work].update_only:
         return ["headwater model, plain loop", OURS]
-    others = {"fp32": {"amp", "bf16"}, "bf16": {"fp32"}}[WORKS[work].precision]
+    others = {torch.float32: {"amp", "bf16"}, torch.bfloat16: {"fp32"}}[product_type(WORKS[work])]
     chosen = [name for name in CANDIDATES if not name.endswith(TWO_RANKS) and others.isdisjoint(name.split())]
     if WORKS[work].kind != "gpt":
         chosen = [name for name in chosen if not name.startswith(("torch", "megatron"))]
@@ -91,7 +95,7 @@ def report(
     ]
     if limits:
         lines[-1] += (
-            f" In {work.precision}, matrix products at the step's shapes: {limits['products'] / 1e9:.0f} "
+            f" In {product_type(work)}, matrix products at the step's shapes: {limits['products'] / 1e9:.0f} "
             f"GFLOP/s (2048 square: {limits['square'] / 1e9:.0f}); memory copy {limits['copy'] / 1e9:.1f} "
             f"GB/s; a step has {limits['flops'] / 1e9:.0f} GFLOP."
         )

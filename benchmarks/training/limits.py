@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.training.work import WORKS, Work, batch
 from pretrain.config.derive import VOCAB_MULTIPLE
+from pretrain.parallel.products import has_bf16_products
 
 
 def products(work: Work) -> list[tuple[int, int, int, int]]:
@@ -35,6 +36,13 @@ def flops(work: Work) -> float:
     linear = sum(6.0 * often * rows * inner * columns for often, rows, inner, columns in products(work))
     attention = 12.0 * work.num_layers * work.hidden_size * work.seq_length**2 * work.batch_size
     return linear + attention
+
+
+def product_type(work: Work) -> torch.dtype:
+    """What this CPU multiplies in: the precision's type, or fp32 where it has no products in bf16."""
+    if work.precision == "fp32" or not has_bf16_products():
+        return torch.float32
+    return torch.bfloat16
 
 
 def product_rate(work: Work, dtype: torch.dtype) -> float:
@@ -76,7 +84,7 @@ def _best_seconds(function: Callable[[], object], repeats: int = 5) -> float:
 
 def measure(work: Work) -> dict[str, float]:
     """All limits; the median of three passes over them."""
-    dtype = torch.float32 if work.precision == "fp32" else torch.bfloat16
+    dtype = product_type(work)
     passes = [
         {"products": product_rate(work, dtype), "square": square_rate(dtype), "copy": copy_rate()}
         for _ in range(3)
