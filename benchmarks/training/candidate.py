@@ -92,6 +92,7 @@ CANDIDATES: dict[str, Callable[[Work, Rounds], None]] = {
     "transformers fp32 compiled": transformers_peer("fp32", compiled=True),
     "torch fp32": plain_peer("fp32"),
     "torch fp32 compiled": plain_peer("fp32", compiled=True),
+    "torch fp32 compiled" + KEPT_MEMORY: plain_peer("fp32", compiled=True),
     "megatron-core": stock,
     "headwater model, plain loop": bare,
     "headwater": ours(),

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.training.work import WORKS, Work, batch
 from pretrain.config.derive import VOCAB_MULTIPLE
-from pretrain.parallel.products import has_bf16_products
+from pretrain.parallel.products import is_slow
 
 
 def products(work: Work) -> list[tuple[int, int, int, int]]:
@@ -40,7 +40,7 @@ def flops(work: Work) -> float:
 
 def product_type(work: Work) -> torch.dtype:
     """What this CPU multiplies in: the precision's type, or fp32 where it has no products in bf16."""
-    if work.precision == "fp32" or not has_bf16_products():
+    if work.precision == "fp32" or is_slow(torch.bfloat16):
         return torch.float32
     return torch.bfloat16
 

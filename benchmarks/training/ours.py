@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.training.limits import product_type
 from benchmarks.training.peers import plain_loop
 from benchmarks.training.work import ADAMW, CLIP_GRAD, Rounds, Work, batch
 from pretrain.config.derive import padded_vocab_size
@@ -23,6 +24,7 @@ from pretrain.loop import run
 from pretrain.models import build_model
 from pretrain.models.transformer import gpt_block_spec, transformer_config
 from pretrain.optimizer import build_optimizer
+from pretrain.parallel.products import multiply_in_fp32
 from pretrain.parallel.rng import seed_initialization
 from pretrain.parallel.topology import initialize_topology
 from pretrain.parallel.zero import Engine
@@ -41,6 +43,7 @@ def bare_model(work: Work, rounds: Rounds) -> None:
     initialize_topology(1)
     seed_initialization(config.seed)
     model: Any = build_model(config).float()  # the loop makes its own bf16 weights
+    multiply_in_fp32(torch.bfloat16)
     weights = model.loss_weights()
     if work.update_only:
         leave_update_only(model)
@@ -67,11 +70,12 @@ def megatron_core(work: Work, rounds: Rounds) -> None:
     """megatron-core's GPTModel with its own loss; attention is ours, its own runs on CUDA only."""
     from megatron.core.models.gpt import GPTModel
 
+    precision = "fp32" if product_type(work) == torch.float32 else work.precision
     run_settings = run_config(work, "unused", tp=1, zero_stage=1, ranks=1)
     initialize_topology(1)
     model_settings: Any = run_settings.model
     config = transformer_config(
-        model_settings, precision=work.precision, tensor_model_parallel_size=1, recompute="none",
+        model_settings, precision=precision, tensor_model_parallel_size=1, recompute="none",
         activation_func=partial(F.gelu, approximate="tanh"),
     )  # fmt: skip
     model = GPTModel(
@@ -84,7 +88,7 @@ def megatron_core(work: Work, rounds: Rounds) -> None:
         losses: torch.Tensor = model(tensors["tokens"], positions, None, labels=tensors["labels"])
         return losses.mean()
 
-    plain_loop(work, rounds, model, loss_of, work.precision)
+    plain_loop(work, rounds, model, loss_of, precision)
 
 
 def whole_loop(work: Work, rounds: Rounds, tp: int, zero_stage: int) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pretrain.models import cpu_attention
 from pretrain.models.padding import Kept
+from pretrain.parallel.products import is_slow
 
 
 class KeyValueStore(Protocol):
@@ -99,6 +100,9 @@ class SdpaCoreAttention(torch.nn.Module):
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    if q.device.type == "cpu" and is_slow(q.dtype):
+        wide_mask = mask if mask is None or mask.dtype == torch.bool else mask.float()
+        return _attend(q.float(), k.float(), v.float(), wide_mask, causal, dropout).to(q.dtype)
     shared_by = q.shape[1] // k.shape[1]
     if shared_by > 1 and mask is not None and q.is_cuda:
         # No fused kernel of CUDA takes a mask and shared keys: torch would write out all scores.

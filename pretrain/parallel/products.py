@@ -1,8 +1,8 @@
 """Matrix products in bf16 and fp16 on CPUs that have no instructions for them.
 
-There torch multiplies in a plain loop on one core, a hundred times slower than in fp32 (benchmarks/LOG.md).
-The product of two bf16 or fp16 values is exact in fp32, so sums in fp32 that are rounded once at the end are
-what the instructions of other CPUs and of GPUs compute, but for the order of the sums.
+There torch multiplies in plain loops, some of them on one core: up to a hundred times slower than in fp32
+(benchmarks/LOG.md). The product of two bf16 or fp16 values is exact in fp32, so sums in fp32 that are rounded
+once at the end are what other CPUs and GPUs compute, but for the order of the sums.
 """
 
 from __future__ import annotations
@@ -15,81 +15,59 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OPERATORS = ("mm", "addmm", "bmm", "baddbmm")
+"""What the passes of a model come down to, those of autograd too; each takes its two factors last."""
 _BLOCK = 2**23
-"""Elements of a left side or a result that are there in fp32 at a time, 32 MB."""
-
-Library: Any = torch.library.Library
-Kernel = Callable[..., Any]
-"""Takes the dispatch keys and then what the operator takes."""
+"""Elements of the left side or the result that are in fp32 at a time, 32 MB; the right side is as a whole."""
 
 
-def has_bf16_products() -> bool:
-    """Whether torch has fast products in bf16 on this CPU."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+@functools.cache
+def is_slow(dtype: torch.dtype) -> bool:
+    """Whether this CPU, or this build of torch, has no fast products in a type."""
+    checks = {torch.bfloat16: "_is_mkldnn_bf16_supported", torch.float16: "_is_mkldnn_fp16_supported"}
+    if dtype not in checks:
+        return False
+    has_onednn = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return not (has_onednn and getattr(torch.ops.mkldnn, checks[dtype])())
 
 
-@functools.cache  # once in a process, and what is registered holds as long as the library lives
-def multiply_in_fp32() -> object:
-    """Let torch compute products in bf16 and fp16, those of autograd too, in fp32 and round them.
+def multiply_in_fp32(dtype: torch.dtype) -> None:
+    """Have torch compute products in fp32 and round them, for good in this process, if this type is slow."""
+    if is_slow(dtype):
+        _replace_operators()
 
-    Nothing changes where products in bf16 are fast: the detour takes 10 us, of products in other types too.
-    """
-    library = Library("aten", "IMPL")
-    for name, rounded in () if has_bf16_products() else _ROUNDED.items():
-        kernel = torch.library.get_kernel(f"aten::{name}", "CPU").call_boxed
+
+@functools.cache  # once, and what is registered holds as long as the library lives
+def _replace_operators() -> object:
+    library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
+    for name in OPERATORS:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Warning only once for all operators")  # of a kernel replaced
-            library.impl(name, _for_low_precision(kernel, rounded), "CPU", with_keyset=True)
+            library.impl(name, _replacement(getattr(torch, name)), "CPU")
     return library
 
 
-def _for_low_precision(kernel: Kernel, rounded: Callable[..., Any]) -> Kernel:
-    def operator(keys: Any, *args: Any, **kwargs: Any) -> Any:
-        (dtype, *others) = {value.dtype for value in args[:3]}  # of all factors
-        if others or dtype not in (torch.bfloat16, torch.float16):
-            return kernel(keys, *args, **kwargs)
-        return rounded(functools.partial(kernel, keys), *args, **kwargs)
+def _replacement(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A kernel for one operator. With `out` it is another one, torch's own, which frees the GIL."""
+
+    def operator(*args: Tensor, **scalars: float) -> Tensor:
+        *bias, left, right = args
+        if {value.dtype for value in args} != {left.dtype} or not is_slow(left.dtype):
+            return function(*args, **scalars, out=left.new_empty(0))
+        wide = functools.partial(function, *(value.float() for value in bias), **scalars)
+        if left.dim() == right.dim() == 2 and all(value.dim() == 1 for value in bias):
+            return _by_rows(wide, left, right)
+        return wide(left.float(), right.float(), out=left.new_empty(0, dtype=torch.float32)).to(left.dtype)
 
     return operator
 
 
-def _mm(kernel: Kernel, left: Tensor, right: Tensor) -> Tensor:
-    """[M, K] x [K, N], some rows at a time."""
-    wide = right.float()
-    out = left.new_empty(left.shape[0], right.shape[1])
-    height = max(1, _BLOCK // max(1, *right.shape))
-    for row in range(0, len(left), height):
-        rows = slice(row, row + height)
-        out[rows] = kernel(left[rows].float(), wide)
+def _by_rows(product: Callable[..., Tensor], left: Tensor, right: Tensor) -> Tensor:
+    """[M, K] x [K, N] of slow types, in slices of the rows."""
+    out = left.new_empty(len(left), right.shape[1])
+    height = max(1, min(len(left), _BLOCK // max(1, *right.shape)))
+    wide, block = right.float(), left.new_empty(height, right.shape[1], dtype=torch.float32)
+    for start in range(0, max(1, len(left)), height):  # without rows, too, as torch checks the shapes
+        rows = slice(start, start + height)
+        out[rows] = product(left[rows].float(), wide, out=block[: len(left[rows])])
     return out
-
-
-def _addmm(kernel: Kernel, bias: Tensor, left: Tensor, right: Tensor, **factors: Any) -> Tensor:
-    """`_mm` plus a bias [N]; or plus anything else that torch takes, in one piece."""
-    if bias.dim() != 1:
-        whole: Tensor = _whole(kernel, bias, left, right, **factors)
-        return whole
-    wide_bias = bias.float()
-    return _mm(lambda rows, wide: kernel(wide_bias, rows, wide, **factors), left, right)
-
-
-def _whole(kernel: Kernel, *args: Any, **kwargs: Any) -> Any:
-    """Everything in fp32 at once."""
-    dtype = args[0].dtype
-    wide = [_widened(value) for value in args]
-    made = kernel(*wide, **{key: _widened(value) for key, value in kwargs.items()})
-    return made.to(dtype) if isinstance(made, Tensor) else tuple(each.to(dtype) for each in made)
-
-
-def _widened(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-_ROUNDED: dict[str, Callable[..., Any]] = {
-    "mm": _mm,
-    "addmm": _addmm,
-    "bmm": _whole,
-    "baddbmm": _whole,
-    "_scaled_dot_product_flash_attention_for_cpu_backward": _whole,
-}
-"""What the passes of a model come down to. All that these return has the type of the first argument."""

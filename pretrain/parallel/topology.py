@@ -20,7 +20,6 @@ from pretrain.parallel.device import (
     tell_of_idle_gpu,
     use_cpu,
 )
-from pretrain.parallel.products import multiply_in_fp32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,6 @@ def initialize_topology(tensor_model_parallel_size: int, timeout_seconds: int = 
     else:
         use_cpu()
         keep_freed_memory()
-        multiply_in_fp32()
     world_size = world_size_from_environment()
     if world_size % tensor_model_parallel_size:
         raise ConfigError(
