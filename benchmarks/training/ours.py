@@ -43,7 +43,8 @@ def bare_model(work: Work, rounds: Rounds) -> None:
     initialize_topology(1)
     seed_initialization(config.seed)
     model: Any = build_model(config).float()  # the loop makes its own bf16 weights
-    multiply_in_fp32(torch.bfloat16)
+    if work.precision == "bf16":
+        multiply_in_fp32(torch.bfloat16)
     weights = model.loss_weights()
     if work.update_only:
         leave_update_only(model)
