@@ -19,11 +19,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.machine import describe
 from benchmarks.training.candidate import CANDIDATES, TWO_RANKS
-from benchmarks.training.limits import product_type
+from benchmarks.training.limits import product_precision
 from benchmarks.training.processes import Candidate, measured_limits
 from benchmarks.training.work import WORKS, Work
 
@@ -59,7 +57,7 @@ def default_names(work: str, ranks: bool) -> list[str]:
         return [name for name in CANDIDATES if name.endswith(TWO_RANKS)] + [OURS]
     if WORKS[work].update_only:
         return ["headwater model, plain loop", OURS]
-    others = {torch.float32: {"amp", "bf16"}, torch.bfloat16: {"fp32"}}[product_type(WORKS[work])]
+    others = {"fp32": {"amp", "bf16"}, "bf16": {"fp32"}}[product_precision(WORKS[work])]
     chosen = [name for name in CANDIDATES if not name.endswith(TWO_RANKS) and others.isdisjoint(name.split())]
     if WORKS[work].kind != "gpt":
         chosen = [name for name in chosen if not name.startswith(("torch", "megatron"))]
@@ -95,9 +93,9 @@ def report(
     ]
     if limits:
         lines[-1] += (
-            f" In {product_type(work)}, matrix products at the step's shapes: {limits['products'] / 1e9:.0f} "
-            f"GFLOP/s (2048 square: {limits['square'] / 1e9:.0f}); memory copy {limits['copy'] / 1e9:.1f} "
-            f"GB/s; a step has {limits['flops'] / 1e9:.0f} GFLOP."
+            f" In {product_precision(work)}, matrix products at the step's shapes: "
+            f"{limits['products'] / 1e9:.0f} GFLOP/s (2048 square: {limits['square'] / 1e9:.0f}); "
+            f"memory copy {limits['copy'] / 1e9:.1f} GB/s; a step has {limits['flops'] / 1e9:.0f} GFLOP."
         )
     lines += [
         "",

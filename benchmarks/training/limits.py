@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.training.work import WORKS, Work, batch
 from pretrain.config.derive import VOCAB_MULTIPLE
+from pretrain.parallel.device import DTYPES
 from pretrain.parallel.products import is_slow
 
 
@@ -38,11 +39,9 @@ def flops(work: Work) -> float:
     return linear + attention
 
 
-def product_type(work: Work) -> torch.dtype:
-    """What this CPU multiplies in: the precision's type, or fp32 where it has no products in bf16."""
-    if work.precision == "fp32" or is_slow(torch.bfloat16):
-        return torch.float32
-    return torch.bfloat16
+def product_precision(work: Work) -> str:
+    """What this CPU multiplies in: fp32 instead of a precision that it has no products in."""
+    return "fp32" if is_slow(DTYPES[work.precision]) else work.precision
 
 
 def product_rate(work: Work, dtype: torch.dtype) -> float:
@@ -84,7 +83,7 @@ def _best_seconds(function: Callable[[], object], repeats: int = 5) -> float:
 
 def measure(work: Work) -> dict[str, float]:
     """All limits; the median of three passes over them."""
-    dtype = product_type(work)
+    dtype = DTYPES[product_precision(work)]
     passes = [
         {"products": product_rate(work, dtype), "square": square_rate(dtype), "copy": copy_rate()}
         for _ in range(3)

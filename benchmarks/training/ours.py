@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.training.limits import product_type
+from benchmarks.training.limits import product_precision
 from benchmarks.training.peers import plain_loop
 from benchmarks.training.work import ADAMW, CLIP_GRAD, Rounds, Work, batch
 from pretrain.config.derive import padded_vocab_size
@@ -24,6 +24,7 @@ from pretrain.loop import run
 from pretrain.models import build_model
 from pretrain.models.transformer import gpt_block_spec, transformer_config
 from pretrain.optimizer import build_optimizer
+from pretrain.parallel.device import DTYPES
 from pretrain.parallel.products import multiply_in_fp32
 from pretrain.parallel.rng import seed_initialization
 from pretrain.parallel.topology import initialize_topology
@@ -43,8 +44,7 @@ def bare_model(work: Work, rounds: Rounds) -> None:
     initialize_topology(1)
     seed_initialization(config.seed)
     model: Any = build_model(config).float()  # the loop makes its own bf16 weights
-    if work.precision == "bf16":
-        multiply_in_fp32(torch.bfloat16)
+    multiply_in_fp32(DTYPES[work.precision])
     weights = model.loss_weights()
     if work.update_only:
         leave_update_only(model)
@@ -71,7 +71,7 @@ def megatron_core(work: Work, rounds: Rounds) -> None:
     """megatron-core's GPTModel with its own loss; attention is ours, its own runs on CUDA only."""
     from megatron.core.models.gpt import GPTModel
 
-    precision = "fp32" if product_type(work) == torch.float32 else work.precision
+    precision = product_precision(work)
     run_settings = run_config(work, "unused", tp=1, zero_stage=1, ranks=1)
     initialize_topology(1)
     model_settings: Any = run_settings.model

@@ -10,8 +10,6 @@ from pretrain.config.schema import JobConfig, RunConfig
 
 VOCAB_MULTIPLE = 128
 """Embedding rows are padded to this multiple whatever the TP size, so that weights fit every layout."""
-TORCH_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""What torch calls the type of weights, by `precision`."""
 LOGITS_AT_A_TIME = 2**26
 """Logits of a rank that exist at a time (`pretrain.models.vocabulary`): 128 MB in bf16."""
 

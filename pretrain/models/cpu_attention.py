@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from pretrain.models.blocks import bf16_on_cpu
+from pretrain.parallel.blocks import bf16_on_cpu
 
 MAX_LENGTH = 1024
 """Sequences that are longer take torch's kernel: faster there, and its memory grows with the length only."""

@@ -9,7 +9,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from pretrain.models.blocks import bf16_on_cpu, row_blocks
+from pretrain.parallel.blocks import bf16_on_cpu, row_blocks
 
 
 class LayerNorm(nn.LayerNorm):

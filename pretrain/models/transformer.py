@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
 from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
@@ -13,12 +12,13 @@ from megatron.core.transformer.mlp import MLPSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from pretrain.config.derive import TORCH_DTYPES, query_groups
+from pretrain.config.derive import query_groups
 from pretrain.config.model import GPTModelConfig, ModelSection
 from pretrain.models.attention import SdpaCoreAttention
 from pretrain.models.gelu import gelu_tanh
 from pretrain.models.norm import norm_class
 from pretrain.models.swiglu import SwiGLU
+from pretrain.parallel.device import DTYPES
 
 
 def transformer_config(
@@ -45,7 +45,7 @@ def transformer_config(
         attention_dropout=model.attention_dropout,
         layernorm_epsilon=model.layernorm_epsilon,
         init_method_std=model.init_std,
-        params_dtype=getattr(torch, TORCH_DTYPES[precision]),
+        params_dtype=DTYPES[precision],
         bf16=precision == "bf16",
         fp16=precision == "fp16",
         tensor_model_parallel_size=tensor_model_parallel_size,

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from pretrain.config.derive import LOGITS_AT_A_TIME
-from pretrain.models.blocks import row_blocks, row_slices
+from pretrain.parallel.blocks import row_blocks, row_slices
 
 CHUNK_ELEMENTS = LOGITS_AT_A_TIME
 _CPU_BLOCK_ELEMENTS = 2**20

@@ -21,6 +21,8 @@ from megatron.core.tensor_parallel import random as megatron_random
 from pretrain.config.environment import cpu_is_meant, cuda_build, device_index, has_accelerator
 from pretrain.parallel import CPU_IS_MEANT
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""The type of weights, by `precision`."""
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 
 

@@ -15,7 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-OPERATORS = ("mm", "addmm", "bmm", "baddbmm")
+from pretrain.parallel.blocks import row_slices
+
+_OPERATORS = ("mm", "addmm", "bmm", "baddbmm")
 """What the passes of a model come down to, those of autograd too; each takes its two factors last."""
 _BLOCK = 2**23
 """Elements of the left side or the result that are in fp32 at a time, 32 MB; the right side is as a whole."""
@@ -40,9 +42,9 @@ def multiply_in_fp32(dtype: torch.dtype) -> None:
 @functools.cache  # once, and what is registered holds as long as the library lives
 def _replace_operators() -> object:
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
-    for name in OPERATORS:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Warning only once for all operators")  # of a kernel replaced
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Warning only once for all operators")  # of a kernel replaced
+        for name in _OPERATORS:
             library.impl(name, _replacement(getattr(torch, name)), "CPU")
     return library
 
@@ -50,24 +52,25 @@ def _replace_operators() -> object:
 def _replacement(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A kernel for one operator. With `out` it is another one, torch's own, which frees the GIL."""
 
+    def own(*args: Tensor, **scalars: float) -> Tensor:
+        return function(*args, **scalars, out=args[-1].new_empty(0))
+
     def operator(*args: Tensor, **scalars: float) -> Tensor:
         *bias, left, right = args
         if {value.dtype for value in args} != {left.dtype} or not is_slow(left.dtype):
-            return function(*args, **scalars, out=left.new_empty(0))
-        wide = functools.partial(function, *(value.float() for value in bias), **scalars)
-        if left.dim() == right.dim() == 2 and all(value.dim() == 1 for value in bias):
+            return own(*args, **scalars)
+        wide = functools.partial(own, *(value.float() for value in bias), **scalars)
+        two_dimensional = left.dim() == right.dim() == 2 and all(value.dim() == 1 for value in bias)
+        if two_dimensional and left.numel() and right.numel():
             return _by_rows(wide, left, right)
-        return wide(left.float(), right.float(), out=left.new_empty(0, dtype=torch.float32)).to(left.dtype)
+        return wide(left.float(), right.float()).to(left.dtype)
 
     return operator
 
 
 def _by_rows(product: Callable[..., Tensor], left: Tensor, right: Tensor) -> Tensor:
     """[M, K] x [K, N] of slow types, in slices of the rows."""
-    out = left.new_empty(len(left), right.shape[1])
-    height = max(1, min(len(left), _BLOCK // max(1, *right.shape)))
-    wide, block = right.float(), left.new_empty(height, right.shape[1], dtype=torch.float32)
-    for start in range(0, max(1, len(left)), height):  # without rows, too, as torch checks the shapes
-        rows = slice(start, start + height)
-        out[rows] = product(left[rows].float(), wide, out=block[: len(left[rows])])
+    out, wide = left.new_empty(len(left), right.shape[1]), right.float()
+    for rows in row_slices(len(left), max(right.shape), _BLOCK):
+        out[rows] = product(left[rows].float(), wide)
     return out

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 
 from pretrain.config.deepspeed import deepspeed_config, running_stage
 from pretrain.config.deepspeed_keys import refused_by_deepspeed
-from pretrain.config.derive import TORCH_DTYPES
 from pretrain.config.errors import ConfigError
 from pretrain.config.schema import JobConfig
+from pretrain.parallel.device import DTYPES
 from pretrain.parallel.discarded_updates import forget_gradients, reported_overflow
 from pretrain.parallel.flat_gradients import FlatGradients
 from pretrain.parallel.gradient_norm import global_norm
@@ -63,7 +63,7 @@ class Engine:
         _quiet_deepspeed()
         if topology.device.type == "cpu":
             _adapt_to_cpu()
-            multiply_in_fp32(getattr(torch, TORCH_DTYPES[config.precision]))
+            multiply_in_fp32(DTYPES[config.precision])
         self.config = config
         self.topology = topology
         self.model = model
@@ -198,7 +198,7 @@ def _start(config: JobConfig, model: nn.Module, optimizer: torch.optim.Optimizer
     settings = deepspeed_config(config, topology.world_size)
     try:
         if running_stage(config, topology.world_size) == 3:
-            _split_weights(model, getattr(torch, TORCH_DTYPES[config.precision]), settings, topology)
+            _split_weights(model, DTYPES[config.precision], settings, topology)
         engine, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=settings, mpu=ModelParallelUnit(topology),
             dist_init_required=None,

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from pretrain.models import blocks
 from pretrain.models.gelu import gelu_tanh
+from pretrain.parallel import blocks
 
 ROUNDING = 2.0**-8
 """How far a number is from the nearest bf16 number at most, relative."""

@@ -8,10 +8,10 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from finetune.single_rank import LAYOUT, single_rank
 from pretrain.config.model import BertModelConfig, GPTModelConfig
-from pretrain.models import blocks
 from pretrain.models.bert import BertForPreTraining
 from pretrain.models.gpt import GPT
 from pretrain.models.norm import NORMS, LayerNorm, norm_class
+from pretrain.parallel import blocks
 
 SIZES = {
     "vocab_size": 300,

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from pretrain.models import blocks
 from pretrain.models.swiglu import SwiGLU
+from pretrain.parallel import blocks
 
 ROUNDING = 2.0**-8
 """Distance of two neighbouring bf16 numbers, relative."""
